@@ -1,0 +1,1 @@
+"""The actor runtime (mailboxes, supervision, references) and the actors of a member."""

@@ -1,0 +1,1 @@
+"""Command lines: incus-actorsd (daemon) and incus-actors (operator tool)."""

@@ -1,0 +1,95 @@
+"""Consensus as the rest of the daemon sees it.
+
+Owns the protocol that services and actors program against; consensus/runtime.py implements it by messages to
+the consensus thread. All methods are called on the main event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from incus_actors.consensus.types import Configuration, Index, Member, MemberId, RaftRole, Term
+from incus_actors.model.transaction import Outcome, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """The leader's view of one member."""
+
+    id: MemberId
+    match: Index
+    state: str  #: probe, replicate, snapshot
+    last_contact_ms: int
+    round_trip_ms: float
+    link: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConsensusStatus:
+    """A snapshot for `incus-actors raft status` and metrics."""
+
+    member_id: MemberId
+    cluster_id: str
+    epoch: int
+    role: RaftRole
+    term: Term
+    leader: MemberId
+    commit: Index
+    applied: Index
+    last: Index
+    durable: Index
+    first: Index
+    configuration: Configuration
+    peers: tuple[PeerStatus, ...] = ()
+    counters: dict[str, int] = field(default_factory=dict)
+    queue_depths: dict[str, int] = field(default_factory=dict)
+    latency_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    loop_late_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """Told to subscribers on the main loop, in order."""
+
+    role: RaftRole
+    term: Term
+    leader: MemberId
+    cause: str
+    monotonic_ns: int  #: when the core said so
+
+
+class Consensus(Protocol):
+    """Propose, read, change members. Raises UnavailableError (nobody leads until the deadline),
+    OutcomeUnknownError (proposed, but no answer until the deadline)."""
+
+    @property
+    def member_id(self) -> MemberId:
+        """This member's id."""
+
+    def status(self) -> ConsensusStatus:
+        """Return the latest published snapshot; never blocks."""
+
+    async def propose(
+        self, transaction: Transaction, *, timeout_s: float = 10.0, proposal_id: bytes | None = None
+    ) -> Outcome:
+        """Replicate, apply here, return the outcome (conflicts and errors are outcomes, not exceptions)."""
+
+    async def read_barrier(self, *, timeout_s: float = 5.0) -> Index:
+        """Return once a local read is linearizable (ReadIndex). Calls made together share one round."""
+
+    async def change_configuration(self, target: tuple[Member, ...], *, timeout_s: float = 10.0) -> None:
+        """On the leader: go to these members. Raises ConflictError if busy, ForbiddenError if not the leader."""
+
+    async def transfer_leadership(self, target: MemberId = 0, *, timeout_s: float = 2.0) -> bool:
+        """Hand leadership over; True if it moved."""
+
+    def subscribe_role(self, callback: Callable[[RoleChange], None]) -> Callable[[], None]:
+        """Call on every role or leader change; returns the unsubscriber. Called once at once with the present."""
+
+    def subscribe_applied(self, callback: Callable[[Index, frozenset[str]], None]) -> Callable[[], None]:
+        """Call after transactions are applied here, with their topics; returns the unsubscriber."""
+
+    def subscribe_configuration(self, callback: Callable[[Configuration], None]) -> Callable[[], None]:
+        """Call on every new active configuration, and once at once; returns the unsubscriber."""

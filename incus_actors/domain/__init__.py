@@ -1,0 +1,1 @@
+"""Pure rules: validation, placement, roles; builders of the transactions that must last."""

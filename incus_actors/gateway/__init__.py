@@ -1,0 +1,1 @@
+"""The front door shared by every API: access, operations, events, forwarding."""

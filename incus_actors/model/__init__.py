@@ -1,0 +1,1 @@
+"""REST shapes and configuration keys as data; no behaviour."""

@@ -1,0 +1,1 @@
+"""The Incus 1.0 REST API over aiohttp."""

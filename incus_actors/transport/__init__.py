@@ -1,0 +1,1 @@
+"""ZeroMQ between members: codec, CURVE, lanes."""

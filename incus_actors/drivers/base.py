@@ -1,0 +1,486 @@
+"""The vocabulary between those who decide (actors, services) and those who touch the machine (drivers).
+
+Owns the protocols InstanceDriver, StorageDriver, ImageStore and the frozen data they take and give. Called by
+InstanceActor, StorageActor and the image service. A driver must never touch the database, the network API or
+another member; its errors are DriverError (ours) or a ClientError (theirs), with the text the user reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from incus_actors.errors import MemberError
+
+Config = Mapping[str, str]
+Devices = Mapping[str, Mapping[str, str]]
+
+
+class DriverError(MemberError):
+    """The machine refused. `log_excerpt` holds the last lines of the driver's own log, for ours."""
+
+    def __init__(self, message: str, *, log_excerpt: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.log_excerpt = log_excerpt
+
+
+class InstanceBusyError(DriverError):
+    """It runs although it should not, or does not although it should ("The instance is already running")."""
+
+
+class StopTimeoutError(DriverError):
+    """A clean stop did not end in time; the instance still runs."""
+
+
+# --- who may do what here ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a driver works on this machine, and if not why (one sentence for the user)."""
+
+    available: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverInfo:
+    """What GET /1.0 tells: name, version and feature flags, as found on this machine."""
+
+    name: str
+    version: str
+    features: Mapping[str, bool] = field(default_factory=dict)
+
+
+# --- instances --------------------------------------------------------------------------------------------
+
+
+class RunStatus(StrEnum):
+    """Words of Incus; `code` is the number that goes with it."""
+
+    RUNNING = "Running"
+    STOPPED = "Stopped"
+    FROZEN = "Frozen"
+    STARTING = "Starting"
+    STOPPING = "Stopping"
+    ERROR = "Error"
+
+    @property
+    def code(self) -> int:
+        """Return Incus' status code (CONTRACT 2.2)."""
+        return _STATUS_CODES[self]
+
+
+_STATUS_CODES = {
+    RunStatus.RUNNING: 103,
+    RunStatus.STOPPED: 102,
+    RunStatus.FROZEN: 110,
+    RunStatus.STARTING: 106,
+    RunStatus.STOPPING: 107,
+    RunStatus.ERROR: 112,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class IdMapEntry:
+    """`size` ids from `container` on are `host`, `host`+1 ... outside."""
+
+    kind: Literal["uid", "gid", "both"]
+    container: int
+    host: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """Everything a driver needs to know of one instance; made afresh for each call from the database.
+
+    `instance_dir` (`<dir>/instances/<project>_<name>`) belongs to the driver and outlives a daemon, not the
+    instance; `volume_dir` is the storage volume: `rootfs/`, `metadata.yaml`, `templates/`. `config` and
+    `devices` are the expanded ones. `idmap` empty means: the driver's default map.
+    """
+
+    name: str
+    project: str
+    instance_dir: Path
+    volume_dir: Path
+    log_dir: Path
+    config: Config = field(default_factory=dict)
+    devices: Devices = field(default_factory=dict)
+    architecture: str = "x86_64"
+    ephemeral: bool = False
+    idmap: tuple[IdMapEntry, ...] = ()
+
+    @property
+    def rootfs(self) -> Path:
+        """Return the directory that the instance sees as /."""
+        return self.volume_dir / "rootfs"
+
+    @property
+    def log_file(self) -> Path:
+        """Return the driver's log of this instance (`GET …/logs/lxc.log`)."""
+        return self.log_dir / "lxc.log"
+
+    @property
+    def privileged(self) -> bool:
+        """Return whether root inside is root outside (security.privileged)."""
+        return is_true(self.config.get("security.privileged"))
+
+    @property
+    def disk_name(self) -> str:
+        """Return the name on disk: `name`, or `project_name` outside the default project."""
+        return disk_name(self.project, self.name)
+
+
+def is_true(value: str | None) -> bool:
+    """Return whether Incus takes this config value as true."""
+    return (value or "").lower() in {"true", "1", "yes", "on"}
+
+
+def disk_name(project: str, name: str) -> str:
+    """Return the file name of an instance. Raises ValueError for names that could leave their directory."""
+    for part in (project, name):
+        if not part or part in {".", ".."} or "/" in part or "\0" in part or len(part) > 200:
+            raise ValueError(f"unsafe name {part!r}")
+    return name if project == "default" else f"{project}_{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAddress:
+    """`netmask` is the prefix length in decimal; scope: global, link or local."""
+
+    family: Literal["inet", "inet6"]
+    address: str
+    netmask: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInterface:
+    """One interface as seen inside the instance; `counters` has the keys of Incus (bytes_received ...)."""
+
+    name: str
+    addresses: tuple[NetworkAddress, ...]
+    counters: Mapping[str, int]
+    hwaddr: str = ""
+    host_name: str = ""
+    mtu: int = 0
+    state: str = "up"
+    type: str = "broadcast"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One look at an instance. `-1` means not known (no such cgroup controller here)."""
+
+    status: RunStatus
+    init_pid: int = 0
+    started_at: float = 0.0  #: seconds since the epoch; 0 if not running
+    processes: int = 0
+    memory_usage_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_total_bytes: int = 0
+    swap_usage_bytes: int = 0
+    swap_peak_bytes: int = 0
+    cpu_ns: int = 0
+    cpu_allocated_ns: int = 0
+    network: Mapping[str, NetworkInterface] | None = None
+    disk_usage_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+STOPPED = RunState(RunStatus.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """What to run inside. `environment` is complete (the driver adds nothing); width/height in characters."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    uid: int = 0
+    gid: int = 0
+    cwd: str = "/"
+    interactive: bool = False
+    width: int = 80
+    height: int = 24
+
+
+class ExecError(DriverError):
+    """The command could not be run: `exit_code` 127 "Command not found", 126 "Command not executable"."""
+
+    def __init__(self, message: str, exit_code: int, *, log_excerpt: str = "") -> None:
+        super().__init__(message, log_excerpt=log_excerpt)
+        self.exit_code = exit_code
+
+
+class ExecSession(Protocol):
+    """A process running inside. With a pty `stdin` and `stdout` are the pty and `stderr` is None.
+
+    Backpressure: write to `stdin` and `await stdin.drain()`; reading pauses by itself. `stdin.close()` is end
+    of file (on a pty: nothing is sent, the terminal just is not written to any more).
+    """
+
+    interactive: bool
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader | None
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the pty's size; nothing without one."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process inside; nothing if it is gone. Raises ValueError if no signal."""
+
+    async def wait(self) -> int:
+        """Return the exit code: 0–255, 128+n if killed by signal n. Raises ExecError when it never ran."""
+
+    async def close(self) -> None:
+        """Kill the process if it still runs and free everything. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitNotice:
+    """An instance ended by itself or by someone else than `stop` of this driver."""
+
+    name: str
+    project: str
+    init_pid: int
+
+
+OnExit = Callable[[ExitNotice], None]
+
+
+@runtime_checkable
+class InstanceDriver(Protocol):
+    """Runs instances. One call at a time per instance (InstanceActor sees to it); `state` and `exec` any time."""
+
+    info: DriverInfo
+
+    def availability(self) -> Availability:
+        """Return whether instances can be run here; looks, changes nothing."""
+
+    def validate(self, spec: InstanceSpec) -> None:
+        """Raise BadRequestError for config or devices that this driver cannot honour. Pure."""
+
+    async def prepare(self, spec: InstanceSpec) -> None:
+        """Make the volume fit to start (ownership of the root file system, directories). Idempotent."""
+
+    async def start(self, spec: InstanceSpec) -> RunState:
+        """Start, return once init runs. Raises InstanceBusyError "The instance is already running"."""
+
+    async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
+        """Stop and wait until every trace is gone. Raises InstanceBusyError "The instance is already stopped",
+        StopTimeoutError. `timeout_s` -1 waits for 600 s at most (a clean stop only)."""
+
+    async def freeze(self, spec: InstanceSpec) -> None:
+        """Suspend every process inside."""
+
+    async def unfreeze(self, spec: InstanceSpec) -> None:
+        """Let them go on."""
+
+    async def state(self, spec: InstanceSpec) -> RunState:
+        """Return what is true now; STOPPED if it doesn't run. Cheap: starts no process."""
+
+    def status(self, spec: InstanceSpec) -> RunStatus:
+        """Return only the status, at once (for lists)."""
+
+    async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
+        """Run a command inside. Raises BadRequestError "Instance is not running" / "Instance is frozen"."""
+
+    def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
+        """Call `on_exit` once when the running instance ends without `stop`. Replaces an earlier watch."""
+
+    def unwatch(self, spec: InstanceSpec) -> None:
+        """Forget the watch."""
+
+    async def recover(self, specs: Sequence[InstanceSpec]) -> list[InstanceSpec]:
+        """After a daemon restart: return those that still run (verified: pid and start time)."""
+
+    async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
+        """A stopped instance gets a new name or project: move what the driver keeps for it."""
+
+    async def delete(self, spec: InstanceSpec) -> None:
+        """Remove all that the driver keeps for a stopped instance (not its volume). Idempotent."""
+
+    async def close(self) -> None:
+        """Free watches and helpers; instances go on."""
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """Where a long transfer is. `percent` None: total not known."""
+
+    processed_bytes: int
+    percent: int | None
+    speed_bytes: int  #: per second
+
+
+Progress = Callable[[ProgressReport], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTemplate:
+    """One entry of `templates` in metadata.yaml; `path` is its key."""
+
+    path: str
+    template: str
+    when: tuple[str, ...]
+    create_only: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetadata:
+    """metadata.yaml, validated. Times in seconds since the epoch, 0 = none."""
+
+    architecture: str
+    created_at: int
+    expires_at: int = 0
+    properties: Mapping[str, str] = field(default_factory=dict)
+    templates: tuple[ImageTemplate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """An image in the store: unified (`rootfs` None) or split."""
+
+    fingerprint: str
+    metadata_file: Path
+    rootfs_file: Path | None
+    size_bytes: int
+    rootfs_format: Literal["tar", "squashfs"]
+    compression: str  #: "", gz, xz, bz2, zst, lzma of the unified or metadata file
+
+
+@dataclass(frozen=True, slots=True)
+class AddedImage:
+    """The answer of ImageStore.add."""
+
+    files: ImageFiles
+    metadata: ImageMetadata
+
+
+class ImageStore(Protocol):
+    """Image files of this member, under `<dir>/images`. `fingerprint` is always the full one."""
+
+    async def add(
+        self,
+        metadata: AsyncIterator[bytes],
+        rootfs: AsyncIterator[bytes] | None = None,
+        *,
+        expected_fingerprint: str | None = None,
+        progress: Progress | None = None,
+        accept: Callable[[str], Awaitable[None]] | None = None,
+    ) -> AddedImage:
+        """Write, hash, validate, accept; nothing is left behind on failure. Raises BadRequestError with the
+        reason. `accept(fingerprint)` is asked after hashing and may raise (already exists). `metadata` is
+        read to its end before `rootfs` is begun. Adding what is there already is no error."""
+
+    def get(self, fingerprint: str) -> ImageFiles | None:
+        """Return the files if this member has them, complete."""
+
+    async def delete(self, fingerprint: str) -> None:
+        """Remove them. Idempotent."""
+
+    async def reconcile(self, known: frozenset[str]) -> list[str]:
+        """At start: remove leftovers of interrupted adds; return fingerprints on disk not in `known`."""
+
+
+# --- storage ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """A pool on this member; `config["source"]` may name a directory."""
+
+    name: str
+    driver: str = "dir"
+    config: Config = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """`kind`: container, virtual-machine, custom, image. On disk `<pool>/<kind>s/<disk_name>`."""
+
+    pool: PoolSpec
+    name: str
+    project: str = "default"
+    kind: str = "container"
+    config: Config = field(default_factory=dict)
+
+    @property
+    def disk_name(self) -> str:
+        """Return the directory name."""
+        return disk_name(self.project, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes and inodes; total 0 means unknown."""
+
+    used_bytes: int
+    total_bytes: int
+    used_inodes: int = 0
+    total_inodes: int = 0
+
+
+@runtime_checkable
+class StorageDriver(Protocol):
+    """Keeps volumes in pools of one kind. All calls are idempotent towards repetition after a crash."""
+
+    info: DriverInfo
+
+    def availability(self) -> Availability:
+        """Return whether this kind of pool works here."""
+
+    def validate_pool(self, pool: PoolSpec) -> None:
+        """Raise BadRequestError for config that this driver does not know."""
+
+    async def create_pool(self, pool: PoolSpec) -> Mapping[str, str]:
+        """Make it; return the config as it is now (`source` filled in). Raises DriverError if not empty."""
+
+    async def delete_pool(self, pool: PoolSpec) -> None:
+        """Remove it. Raises DriverError if volumes are left."""
+
+    async def pool_usage(self, pool: PoolSpec) -> Usage:
+        """Return space and inodes of the pool."""
+
+    def volume_path(self, volume: VolumeSpec) -> Path:
+        """Return where the volume is (or would be)."""
+
+    def has_volume(self, volume: VolumeSpec) -> bool:
+        """Return whether it is there, complete."""
+
+    async def create_volume(
+        self, volume: VolumeSpec, image: ImageFiles | None = None, *, progress: Progress | None = None
+    ) -> Path:
+        """Make it, empty or from an image, complete or not at all; return its path. Raises DriverError."""
+
+    async def delete_volume(self, volume: VolumeSpec) -> None:
+        """Remove it; never follows links or crosses mounts. Idempotent."""
+
+    async def rename_volume(self, volume: VolumeSpec, new: VolumeSpec) -> None:
+        """Rename within the pool. Raises DriverError if the new name is taken."""
+
+    async def volume_usage(self, volume: VolumeSpec) -> Usage:
+        """Return what it uses; walks the tree if it must (in a helper)."""
+
+    async def reconcile(self, pool: PoolSpec) -> list[str]:
+        """At start: remove unfinished work; return a line for each thing removed."""
+
+
+def exit_code_of(status: int) -> int:
+    """Return 0–255 for a `subprocess` return code (negative = signal → 128+n)."""
+    return 128 - status if status < 0 else status & 0xFF
+
+
+STOP_TIMEOUT_DEFAULT_S = 600.0
+HALT_SIGNAL_DEFAULT = signal.SIGPWR

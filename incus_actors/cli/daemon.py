@@ -1,0 +1,58 @@
+"""`incus-actorsd`: the daemon's command line, as `incusd` has it.
+
+Owns flags and exit codes; hands over to daemon.py. Must never import more than it needs: the short-lived
+helpers start through here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from incus_actors import __version__
+from incus_actors.settings import DirectoryInUseError, Settings, incus_directory, lock_directory
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--group", metavar="NAME", help="The group of users that will be allowed to talk to the daemon")
+@click.option("--logfile", type=click.Path(path_type=Path), metavar="FILE", help="Path to the log file")
+@click.option("-d", "--debug", is_flag=True, help="Show all debug messages")
+@click.option("-v", "--verbose", is_flag=True, help="Show all information messages")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default=None,
+    help="Log lines for people or for machines (default: text on a terminal, json elsewhere)",
+)
+@click.version_option(__version__, message="%(version)s")
+def main(group: str | None, logfile: Path | None, debug: bool, verbose: bool, log_format: str | None) -> None:
+    """Run the incus_actors daemon in the foreground (state in $INCUS_DIR, default /var/lib/incus-actors)."""
+    settings = Settings(
+        directory=incus_directory(),
+        group=group,
+        logfile=logfile,
+        debug=debug,
+        verbose=verbose,
+        log_format=log_format or ("text" if sys.stderr.isatty() and logfile is None else "json"),
+        instance_driver=os.environ.get("INCUS_ACTORS_DRIVER", "auto"),
+    )
+    try:
+        lock = lock_directory(settings.directory)
+    except (DirectoryInUseError, OSError) as problem:
+        raise click.ClickException(str(problem)) from None
+    from incus_actors.daemon import run  # heavy: only once we know that we may run
+
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    try:
+        code = run(settings, log_level=level)
+    finally:
+        os.close(lock)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Several members on one machine: what the demo, the benchmarks and the tests of real processes share."""

@@ -1,0 +1,81 @@
+"""Members in network namespaces: one bridge, one veth pair each, links that can be cut.
+
+Owns namespaces, bridge and veth pairs whose names begin with its prefix; needs root. Must never touch an
+interface it did not make.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+BRIDGE_ADDRESS = 254
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True, timeout=30)
+
+
+class NetworkLab:
+    """`members` namespaces on one bridge: member i (from 1) has `<subnet>.<i>`.
+
+    The daemons run in the namespaces; their unix sockets are reachable from everywhere.
+    """
+
+    def __init__(self, prefix: str, members: int, subnet: str = "10.77.0") -> None:
+        if os.geteuid() != 0:
+            raise PermissionError("network namespaces need root")
+        self.prefix = prefix[:8]
+        self.subnet = subnet
+        self.members = members
+        self.bridge = f"{self.prefix}br"
+
+    def namespace(self, member: int) -> str:
+        """Return the name of a member's namespace."""
+        return f"{self.prefix}{member}"
+
+    def address(self, member: int) -> str:
+        """Return a member's IPv4 address."""
+        return f"{self.subnet}.{member}"
+
+    def up(self) -> None:
+        """Make everything; what an earlier run left behind is removed first."""
+        self.down()
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.subnet}.{BRIDGE_ADDRESS}/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+        for member in range(1, self.members + 1):
+            self.add(member)
+
+    def add(self, member: int) -> None:
+        """Make the namespace and the link of one member."""
+        namespace, outside = self.namespace(member), self._outside(member)
+        _ip("netns", "add", namespace)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _ip("link", "set", outside, "master", self.bridge, "up")
+        _ip("-n", namespace, "addr", "add", f"{self.address(member)}/24", "dev", "eth0")
+        _ip("-n", namespace, "link", "set", "eth0", "up")
+        _ip("-n", namespace, "link", "set", "lo", "up")
+        self.members = max(self.members, member)
+
+    def cut(self, member: int) -> None:
+        """Take a member's link down: silence, no resets, as if the cable was pulled."""
+        _ip("link", "set", self._outside(member), "down")
+
+    def heal(self, member: int) -> None:
+        """Take a member's link up again."""
+        _ip("link", "set", self._outside(member), "up")
+
+    def down(self) -> None:
+        """Remove everything; nothing there is fine."""
+        for member in range(1, max(self.members, 9) + 1):
+            _ip("link", "del", self._outside(member), check=False)
+            _ip("netns", "del", self.namespace(member), check=False)
+        _ip("link", "del", self.bridge, check=False)
+
+    def enter(self, member: int) -> list[str]:
+        """Return the command prefix that runs a program in a member's namespace."""
+        return ["ip", "netns", "exec", self.namespace(member)]
+
+    def _outside(self, member: int) -> str:
+        return f"{self.prefix}v{member}"

@@ -1,0 +1,128 @@
+"""The schema of the replicated state as a list of versions, and the rows that a new server starts with.
+
+Owns the numbering of migrations and their way into the log: each one is run by sqlite-utils on a scratch database
+in memory, the statements it makes are captured, and those statements are the replicated entry. Called by bootstrap
+and by the leader after an upgrade. Must give the same statements on every machine and never touch the real file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from importlib import import_module
+from typing import Final
+
+from incus_actors.model.transaction import Guard, Statement, Transaction, Value
+from incus_actors.state.reader import Reader
+
+_MIGRATIONS: Final = ("m0001_initial",)
+
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
+
+STANDALONE_NAME: Final = "none"  #: the name of member 1 before it is clustered, as Incus has it
+STANDALONE_ADDRESS: Final = "0.0.0.0"  # noqa: S104  # a marker in a row, nothing binds it
+
+_RECORDED = ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE")
+
+
+def current_version(db: Reader) -> int:
+    """Return the version of the state, 0 for an empty one."""
+    if not db.scalar("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema'"):
+        return 0
+    return int(db.scalar("SELECT MAX(version) FROM schema") or 0)
+
+
+def pending_migrations(current: int, now: str = "") -> list[Transaction]:
+    """Return the transactions that lead from version `current` to SCHEMA_VERSION; propose them in this order.
+
+    `now` is the proposer's time (RFC 3339) for the record of it. Each is guarded by the version before, so a
+    second proposer's is a conflict labelled "schema" and harmless. Raises ValueError for a version from the future.
+    """
+    if not 0 <= current <= SCHEMA_VERSION:
+        raise ValueError(f"schema version {current} is newer than this software's {SCHEMA_VERSION}")
+    if current == SCHEMA_VERSION:
+        return []
+    captured = _capture(SCHEMA_VERSION)
+    return [_transaction(version, captured[version - 1], now) for version in range(current + 1, SCHEMA_VERSION + 1)]
+
+
+def _transaction(version: int, statements: list[str], now: str) -> Transaction:
+    if version == 1:
+        table = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema'"
+        guard = Guard(table, (), ((0,),), "schema")
+    else:
+        guard = Guard("SELECT MAX(version) FROM schema", (), ((version - 1,),), "schema")
+    record = Statement("INSERT INTO schema (id, version, updated_at) VALUES (?, ?, ?)", (version, version, now))
+    return Transaction(
+        statements=(*(Statement(sql) for sql in statements), record),
+        guards=(guard,),
+        topics=("schema",),
+        schema=True,
+    )
+
+
+def _capture(upto: int) -> list[list[str]]:
+    """Run the migrations 1..upto in memory; return the changing statements of each."""
+    from sqlite_utils import Database  # 175 ms and 10 MB: only when there is something to migrate
+
+    captured: list[list[str]] = []
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        connection.execute("PRAGMA foreign_keys=ON")
+        db = Database(connection)
+        if not db.supports_strict:  # asked here, because the answer is found with a table of a random name
+            raise RuntimeError(f"SQLite {sqlite3.sqlite_version} has no STRICT tables")
+        for name in _MIGRATIONS[:upto]:
+            statements: list[str] = []
+            connection.set_trace_callback(statements.append)
+            import_module(f"incus_actors.state.migrations.{name}").upgrade(db)
+            connection.set_trace_callback(None)
+            captured.append([s.strip() for s in statements if s.lstrip().upper().startswith(_RECORDED)])
+    finally:
+        connection.close()
+    return captured
+
+
+DEFAULT_PROJECT_FEATURES: Final = (
+    "features.images",
+    "features.profiles",
+    "features.storage.volumes",
+    "features.storage.buckets",
+    "features.networks",
+    "features.networks.zones",
+)
+
+
+def initial_rows(
+    now: str,
+    *,
+    name: str = STANDALONE_NAME,
+    address: str = STANDALONE_ADDRESS,
+    architecture: int,
+    api_extensions: int,
+) -> Transaction:
+    """Return the rows of a fresh server: itself as member 1, the default project, profile and cluster group.
+
+    `now` is RFC 3339 UTC, `architecture` Incus' number of the CPU (model.architectures). Conflict "not_empty" when
+    the state already has them.
+    """
+    rows: list[tuple[str, tuple[Value, ...]]] = [
+        (
+            "INSERT INTO nodes (id, name, address, schema, api_extensions, heartbeat, arch) VALUES (1, ?, ?, ?, ?, ?, ?)",
+            (name, address, SCHEMA_VERSION, api_extensions, now, architecture),
+        ),
+        ("INSERT INTO cluster_groups (id, name, description) VALUES (1, 'default', 'Default cluster group')", ()),
+        ("INSERT INTO nodes_cluster_groups (id, node_id, group_id) VALUES (1, 1, 1)", ()),
+        ("INSERT INTO projects (id, name, description) VALUES (1, 'default', 'Default Incus project')", ()),
+        (
+            "INSERT INTO profiles (id, name, description, project_id) VALUES (1, 'default', 'Default Incus profile', 1)",
+            (),
+        ),
+    ]
+    for number, key in enumerate(DEFAULT_PROJECT_FEATURES, start=1):
+        insert = "INSERT INTO projects_config (id, project_id, key, value) VALUES (?, 1, ?, 'true')"
+        rows.append((insert, (number, key)))
+    return Transaction(
+        statements=tuple(Statement(sql, parameters) for sql, parameters in rows),
+        guards=(Guard("SELECT COUNT(*) FROM nodes", (), ((0,),), "not_empty"),),
+        topics=("members", "projects", "profiles"),
+    )

@@ -1,0 +1,65 @@
+"""What handlers get: the Gateway of this daemon and the Caller of this request.
+
+Owns the two lookups `gateway(request)` and `caller(request)`. Built by daemon.py; must never hold state itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from aiohttp import web
+
+from incus_actors.gateway.access import Access, Caller
+
+if TYPE_CHECKING:
+    from incus_actors.consensus.api import Consensus
+    from incus_actors.gateway.events import EventHub
+    from incus_actors.gateway.forwarding import Forwarder
+    from incus_actors.gateway.operations import Operations
+    from incus_actors.gateway.routing import Routing
+    from incus_actors.identity import Identity
+    from incus_actors.services.registry import Services
+    from incus_actors.settings import Settings
+    from incus_actors.state.database import Database
+
+Phase = Literal["starting", "ready", "stopping"]
+
+
+@dataclass
+class Gateway:
+    """Everything a handler may use. One per daemon.
+
+    `shutdown(force)` stops the daemon's instances and actors cleanly and returns when that is done, just before the
+    process ends (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`.
+    """
+
+    settings: Settings
+    identity: Identity
+    access: Access
+    operations: Operations
+    events: EventHub
+    forwarder: Forwarder
+    routing: Routing
+    consensus: Consensus
+    database: Database
+    services: Services
+    shutdown: Callable[[bool], Awaitable[None]]
+    actor_tree: Callable[[], list[Any]] = list
+    phase: Phase = "starting"
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+CALLER = web.RequestKey("caller", Caller)
+
+
+def gateway(request: web.Request) -> Gateway:
+    """Return the daemon's Gateway."""
+    return request.app[GATEWAY]
+
+
+def caller(request: web.Request) -> Caller:
+    """Return who asks; always set, `caller.trusted` is False for strangers."""
+    return request[CALLER]

@@ -40,6 +40,8 @@ def _members(db: Database) -> None:
         unique=(("name",), ("address",)),
     )
     table(db, "nodes_roles", "node_id:int role:int", refs={"node_id": "nodes"}, unique=(("node_id", "role"),))
+    # Member ids are never used again (CONSENSUS 3.9): the next one is a counter, not MAX(id) + 1.
+    table(db, "counters", "name:text value:int", unique=(("name",),))
     config_table(db, "nodes_config", "node_id", "nodes")
     config_table(db, "node_server_config", "node_id", "nodes")
     table(db, "cluster_groups", "name:text description:text=", unique=(("name",),))

@@ -1,0 +1,35 @@
+"""All services of one daemon, by name.
+
+Owns the list; built by the composition root and handed to the gateways. Must never hold logic or state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from incus_actors.services.profiles import ProfileService
+    from incus_actors.services.projects import ProjectService
+    from incus_actors.services.server_config import ServerConfigService
+    from incus_actors.services.server_info import ServerInfoService
+    from incus_actors.services.storage_pools import StoragePoolService
+    from incus_actors.services.trust import TrustService
+    from incus_actors.services.warnings import WarningService
+
+
+@dataclass
+class Services:
+    """Use cases, grouped by noun. `cluster` and `members` are part F2's, `instances` and `images` part G2's."""
+
+    config: ServerConfigService
+    profiles: ProfileService
+    projects: ProjectService
+    storage: StoragePoolService
+    trust: TrustService
+    warnings: WarningService
+    server: ServerInfoService
+    cluster: Any
+    members: Any
+    instances: Any
+    images: Any

@@ -81,7 +81,9 @@ def read_trusted_certificates(database: Database) -> list[TrustedCertificate]:
     ):
         projects.setdefault(certificate_id, set()).add(project)
     return [
-        TrustedCertificate(fingerprint, name, _KINDS.get(kind, "client"), bool(restricted), frozenset(projects.get(id_, ())))
+        TrustedCertificate(
+            fingerprint, name, _KINDS.get(kind, "client"), bool(restricted), frozenset(projects.get(id_, ()))
+        )
         for id_, fingerprint, name, kind, restricted in database.query(
             "SELECT id, fingerprint, name, type, restricted FROM certificates"
         )

@@ -133,9 +133,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
-    """Stop this process now: going on could break a promise."""
+    """Stop this process now: going on could break a promise.
+
+    `kind`: "fatal" (fail-stop; restart with the checks of CONSENSUS 3.5), "io" (failed write: leave the suspect
+    marker) or "amnesia" (this member id is burnt: re-join under a new one).
+    """
 
     reason: str
+    kind: str = "fatal"
 
 
 Effect: TypeAlias = (

@@ -59,7 +59,8 @@ class LogWritten:
 
 @dataclass(frozen=True, slots=True)
 class LogFailed:
-    """WriteLog `write_id` failed. `kind`: "full" (rolled back, may be retried) or "io" (fail-stop)."""
+    """WriteLog `write_id` failed. `kind`: "full" (rolled back; the driver keeps it and all later ones queued in
+    order and tries again with backoff, a later LogWritten covers it) or "io" (fail-stop)."""
 
     write_id: int
     kind: str

@@ -65,6 +65,7 @@ class Configuration:
 
     old: tuple[Member, ...]
     new: tuple[Member, ...] | None = None
+    removed: tuple[MemberId, ...] = ()  #: ids that were members once; they never come back
 
     @property
     def joint(self) -> bool:
@@ -145,6 +146,7 @@ class DurableState:
     entries: tuple[Entry, ...]  #: contiguous from snapshot.index + 1
     applied: Index = 0  #: what the state file says it has applied
     incarnation: int = 1  #: 64 random bits, new for every start of the process
+    amnesia: bool = False  #: this id is burnt (CONSENSUS 3.5): it grants, acks and campaigns nothing, for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,9 @@ class Timing:
     proposal_retry_ms: int = 300
     transfer_ms: int = 500
     append_wait_ms: int = 20
+    hung_write_ms: int = 2000
+    slow_write_ms: int = 200
+    offer_retry_ms: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +184,6 @@ class Limits:
     snapshot_inflight: int = 4
     retained_entries: int = 2048
     pending_reads: int = 4096
+    log_bytes: int = 8 << 20  #: compact when the log in memory exceeds this
+    log_bytes_catching_up: int = 64 << 20  #: ... but wait for online members that lag, up to this
+    min_free_kib: int = 64 << 10  #: below this a member is low on disk (CONSENSUS 3.4)

@@ -21,7 +21,6 @@ from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import OWN_DAEMON, LabMember
 
 REAL_DAEMON = Path("/usr/libexec/incus/incusd")
-HTTPS_PORT = 8443
 
 
 def wait_for(check: Callable[[], Any], what: str, *, timeout_s: float = 60.0, every_s: float = 0.05) -> Any:
@@ -52,6 +51,17 @@ class LabCluster:
     _join_seconds: list[float] = field(default_factory=list)
 
     @classmethod
+    def on_loopback(
+        cls, count: int, directory: Path, *, first_port: int = 8443, environment: dict[str, str] | None = None
+    ) -> LabCluster:
+        """Make `count` members on 127.0.0.1 with ports from `first_port`, not started; needs no root."""
+        members = [
+            LabMember(f"m{i}", directory / f"m{i}", "127.0.0.1", first_port + i - 1, environment=environment or {})
+            for i in range(1, count + 1)
+        ]
+        return cls(members, directory=directory)
+
+    @classmethod
     def in_namespaces(
         cls,
         count: int,
@@ -68,7 +78,14 @@ class LabCluster:
         directory.chmod(0o755)  # mapped roots of unprivileged containers must pass
         command = (str(REAL_DAEMON), "--group", "root") if real else OWN_DAEMON
         members = [
-            LabMember(f"m{i}", directory / f"m{i}", network.address(i), network.enter(i), command, environment or {})
+            LabMember(
+                f"m{i}",
+                directory / f"m{i}",
+                network.address(i),
+                enter=network.enter(i),
+                command=command,
+                environment=environment or {},
+            )
             for i in range(1, count + 1)
         ]
         return cls(members, "Incus" if real else "incus_actors", network, directory)
@@ -87,7 +104,7 @@ class LabCluster:
         """Make the first member a cluster of one; return the seconds it took."""
         first = self.members[0]
         begin = time.monotonic()
-        first.client.run("PATCH", "/1.0", {"config": {"core.https_address": f"{first.address}:{HTTPS_PORT}"}})
+        first.client.run("PATCH", "/1.0", {"config": {"core.https_address": first.https_address}})
         pools = first.client.get("/1.0/storage-pools")
         if not pools:
             first.client.run("POST", "/1.0/storage-pools", {"name": "default", "driver": "dir", "config": {}})
@@ -119,7 +136,7 @@ class LabCluster:
             "member_config": [],
             "cluster_address": facts["addresses"][0],
             "cluster_certificate": certificate,
-            "server_address": f"{member.address}:{HTTPS_PORT}",
+            "server_address": member.https_address,
             "cluster_token": base64.b64encode(json.dumps(token).encode()).decode(),
         }
         begin = time.monotonic()

@@ -25,10 +25,16 @@ class LabMember:
     name: str
     directory: Path
     address: str
+    port: int = 8443
     enter: list[str] = field(default_factory=list)  #: command prefix, such as a network namespace
     command: tuple[str, ...] = OWN_DAEMON
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def https_address(self) -> str:
+        """host:port of this member's API."""
+        return f"{self.address}:{self.port}"
 
     @property
     def client(self) -> UnixClient:

@@ -1,0 +1,27 @@
+"""Rules for every test: real ones skip loudly where they can't run, and never in CI."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `real` need root."""
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="starts containers or network namespaces: run as root")
+    for item in items:
+        if "real" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    """In CI a skipped test of the core is a failure (INCUS_ACTORS_CI is set by .ci/run)."""
+    report = yield
+    if report.skipped and os.environ.get("INCUS_ACTORS_CI") and "may_skip" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where nothing of the core may skip: {report.longrepr}"
+    return report

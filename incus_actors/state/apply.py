@@ -1,0 +1,331 @@
+"""Runs committed log entries against the state file: the only writer of `global-<generation>.db`.
+
+Owns the writer connection, `_raft` (what is applied, written in the same SQLite transaction as its effects) and
+`_sessions` (answers already given, so that a proposal runs once). Used from the apply thread only. Must never skip
+an entry, and must never turn a trouble of this machine (disk full, I/O error) into the outcome of an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final, Protocol
+
+from incus_actors.model.transaction import Outcome, Statement, Transaction
+from incus_actors.state.codec import (
+    BodyError,
+    decode_expire,
+    decode_outcome,
+    decode_transaction,
+    encode_outcome,
+)
+from incus_actors.state.determinism import KNOWN, DeterminismGuard, Mode
+from incus_actors.state.lint import schema_problems
+
+# The numbers of consensus.types.EntryKind, which this layer may not import.
+NOOP, CONFIG, SQL, SCHEMA, EXPIRE = 0, 1, 2, 3, 4
+
+_EMPTY: Final = b"\0" * 8
+_TOO_OLD: Final = "proposal is older than the memory of answered proposals"
+#: Result codes that say something about the statement, not about this machine.
+_DETERMINISTIC: Final = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_AUTH,
+    }
+)
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS _raft (
+    id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL, applied_term INTEGER NOT NULL,
+    applied_chain BLOB NOT NULL, digest BLOB NOT NULL, timestamp_ms INTEGER NOT NULL, horizon_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS _sessions (
+    proposal_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, ts INTEGER NOT NULL, result BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class ApplyError(Exception):
+    """Applying can't go on: the state or the log is not what it must be. Stop the process."""
+
+
+class UnknownEntryKindError(ApplyError):
+    """An entry of a newer release: upgrade this member (CONSENSUS 3.13)."""
+
+
+class Record(Protocol):
+    """What is applied: a log entry as consensus.types.Entry has it."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def term(self) -> int: ...  # noqa: D102
+    @property
+    def kind(self) -> int: ...  # noqa: D102
+    @property
+    def timestamp_ms(self) -> int: ...  # noqa: D102
+    @property
+    def proposal_id(self) -> bytes: ...  # noqa: D102
+    @property
+    def body(self) -> bytes: ...  # noqa: D102
+    @property
+    def chain(self) -> bytes: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the state is: the `_raft` row. `horizon_ms`: proposals made up to then are forgotten."""
+
+    index: int = 0
+    term: int = 0
+    chain: bytes = _EMPTY
+    digest: bytes = _EMPTY
+    timestamp_ms: int = 0
+    horizon_ms: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What applying some entries gave."""
+
+    position: Position
+    results: list[tuple[bytes, Outcome]] = field(default_factory=list)
+    topics: set[str] = field(default_factory=set)
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str) -> None:
+        """Add one to a counter."""
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+
+def is_disk_full(error: sqlite3.Error) -> bool:
+    """Whether this failed for want of space: everything was rolled back and may be tried again."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def _is_outcome(error: Exception) -> bool:
+    """Whether every member gets this error for this entry. No code means Python's own checks (wrong number of
+    parameters, two statements), which are about the statement too."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is None or (code & 0xFF) in _DETERMINISTIC
+
+
+def read_position(connection: sqlite3.Connection) -> Position:
+    """Return the position that a state file has, or the start if it has none."""
+    row = connection.execute(
+        "SELECT applied_index, applied_term, applied_chain, digest, timestamp_ms, horizon_ms FROM _raft"
+    ).fetchone()
+    return Position(*tuple(row)) if row else Position()
+
+
+class Applier:
+    """One state file, open for writing. Raises ApplyError, and sqlite3.Error for troubles of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._wal = path.with_name(path.name + "-wal")
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10.0
+        )
+        self._run("PRAGMA auto_vacuum=0")
+        self._run("PRAGMA journal_mode=WAL")
+        self._run("PRAGMA synchronous=NORMAL")
+        self._run("PRAGMA wal_autocheckpoint=0")
+        self._run("PRAGMA temp_store=MEMORY")
+        # Part of the replicated meaning, so never left to how a distribution compiled SQLite.
+        self._run("PRAGMA foreign_keys=ON")
+        self._run("PRAGMA recursive_triggers=OFF")
+        self._run("PRAGMA case_sensitive_like=OFF")
+        self._connection.executescript(_TABLES)
+        self._run("CREATE TEMP TABLE _reset (id INTEGER PRIMARY KEY)")
+        self._guard = DeterminismGuard(self._connection)
+        self.position = read_position(self._connection)
+
+    def _run(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(sql, parameters)
+
+    def apply(self, records: Sequence[Record]) -> Batch:
+        """Apply contiguous entries in one SQLite transaction: all of them, or none if this raises."""
+        batch = Batch(self.position)
+        self._run("BEGIN IMMEDIATE")
+        try:
+            for record in records:
+                batch.position = self._apply_one(record, batch)
+            position = batch.position
+            self._core(
+                "INSERT OR REPLACE INTO _raft VALUES (1, ?, ?, ?, ?, ?, ?)",
+                (
+                    position.index,
+                    position.term,
+                    position.chain,
+                    position.digest,
+                    position.timestamp_ms,
+                    position.horizon_ms,
+                ),
+            )
+            self._run("COMMIT")
+        except BaseException:
+            self._guard.mode = Mode.CORE
+            if self._connection.in_transaction:
+                self._run("ROLLBACK")
+            raise
+        self.position = batch.position
+        return batch
+
+    def _core(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run SQL of our own under a text that no entry can have."""
+        return self._run(self._guard.text(Mode.CORE, sql), parameters)
+
+    def _apply_one(self, record: Record, batch: Batch) -> Position:
+        before = batch.position
+        if record.index != before.index + 1:
+            raise ApplyError(f"entry {record.index} can't follow {before.index}")
+        horizon_ms = before.horizon_ms
+        digest = before.digest
+        if record.kind in {SQL, SCHEMA, EXPIRE}:
+            outcome = self._answered(record, before, batch)
+            if outcome is None:
+                if record.kind == EXPIRE:
+                    outcome, horizon_ms = self._expire(record, before)
+                else:
+                    outcome = self._execute(record, batch)
+                encoded = encode_outcome(outcome)
+                if record.proposal_id:
+                    self._core(
+                        "INSERT INTO _sessions VALUES (?, ?, ?, ?)",
+                        (record.proposal_id, record.index, record.timestamp_ms, encoded),
+                    )
+            else:
+                encoded = encode_outcome(outcome)
+            digest = blake2b(digest + record.index.to_bytes(8, "big") + encoded, digest_size=8).digest()
+            if record.proposal_id:
+                batch.results.append((record.proposal_id, outcome))
+        elif record.kind not in {NOOP, CONFIG}:
+            raise UnknownEntryKindError(
+                f"entry {record.index} is of kind {record.kind}, which this release can't apply"
+            )
+        return Position(record.index, record.term, record.chain, digest, record.timestamp_ms, horizon_ms)
+
+    def _answered(self, record: Record, before: Position, batch: Batch) -> Outcome | None:
+        """Return the answer this proposal already got, or the refusal of one too old to know."""
+        if not record.proposal_id:
+            return None
+        row = self._core("SELECT result FROM _sessions WHERE proposal_id = ?", (record.proposal_id,)).fetchone()
+        if row is not None:
+            batch.count("dedup_hits")
+            return decode_outcome(row[0])
+        if int.from_bytes(record.proposal_id[:6], "big") <= before.horizon_ms:
+            batch.count("proposals_too_old")
+            return Outcome("error", record.index, error=_TOO_OLD)
+        return None
+
+    def _expire(self, record: Record, before: Position) -> tuple[Outcome, int]:
+        """Forget answers; the horizon then refuses what could be a retry of them."""
+        try:
+            cutoff_ms = min(decode_expire(record.body), record.timestamp_ms)
+        except BodyError as exc:
+            return Outcome("error", record.index, error=str(exc)), before.horizon_ms
+        horizon_ms = max(before.horizon_ms, cutoff_ms)
+        mark = (max(0, horizon_ms) + 1).to_bytes(6, "big")
+        removed = self._core("DELETE FROM _sessions WHERE proposal_id < ?", (mark,)).rowcount
+        return Outcome("applied", record.index, changed=(removed,)), horizon_ms
+
+    def _execute(self, record: Record, batch: Batch) -> Outcome:
+        """Run one transaction under a savepoint."""
+        schema = record.kind == SCHEMA
+        try:
+            transaction = decode_transaction(record.body, schema=schema)
+        except BodyError as exc:
+            return Outcome("error", record.index, error=str(exc))
+        if transaction.fence_term is not None and transaction.fence_term != record.term:
+            batch.count("fence_conflicts")
+            return Outcome("conflict", record.index, label="fence")
+        self._guard.begin(record.timestamp_ms, record.chain)
+        self._core("SAVEPOINT entry")
+        try:
+            outcome = self._guarded(transaction, record.index)
+        except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError) as exc:
+            self._guard.mode = Mode.CORE
+            if not _is_outcome(exc) or not self._connection.in_transaction:
+                raise
+            outcome = Outcome("error", record.index, error=str(exc))
+        if outcome.applied:
+            batch.topics.update(transaction.topics)
+        else:
+            batch.count("guard_conflicts" if outcome.status == "conflict" else "apply_errors")
+            self._core("ROLLBACK TO entry")
+        self._core("RELEASE entry")
+        return outcome
+
+    def _guarded(self, transaction: Transaction, index: int) -> Outcome:
+        """Run guards, then statements. Raises what SQLite raises."""
+        self._guard.mode = Mode.GUARD
+        for guard in transaction.guards:
+            cursor = self._run(self._guard.text(Mode.GUARD, guard.sql), guard.parameters)
+            found = tuple(tuple(row) for row in cursor.fetchall())
+            if found != guard.expected:
+                self._guard.mode = Mode.CORE
+                return Outcome("conflict", index, label=guard.label)
+        self._guard.mode = Mode.CORE
+        self._forget_rowid(transaction.statements)
+        tables = self._tables() if transaction.schema else frozenset()
+        mode = Mode.SCHEMA if transaction.schema else Mode.DATA
+        rows: list[tuple[tuple[None | int | float | str | bytes, ...], ...]] = []
+        changed: list[int] = []
+        self._guard.mode = mode
+        for statement in transaction.statements:
+            cursor = self._run(self._guard.text(mode, statement.sql), statement.parameters)
+            rows.append(tuple(tuple(row) for row in cursor.fetchall()) if cursor.description else ())
+            changed.append(max(0, cursor.rowcount))
+        self._guard.mode = Mode.CORE
+        if transaction.schema:
+            problems = schema_problems(self._connection, self._tables() - tables, KNOWN)
+            if problems:
+                return Outcome("error", index, error="; ".join(problems))
+        return Outcome("applied", index, rows=tuple(rows), changed=tuple(changed))
+
+    def _forget_rowid(self, statements: Sequence[Statement]) -> None:
+        """Let `last_insert_rowid()` and `changes()` start the same everywhere: a replica that has just been
+        restarted would otherwise see 0 where the others see what an earlier entry left."""
+        if any("last_insert_rowid" in s.sql.lower() or "changes" in s.sql.lower() for s in statements):
+            self._core("REPLACE INTO temp._reset (id) VALUES (0)")
+
+    def _tables(self) -> frozenset[str]:
+        found = self._core(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+        return frozenset(str(row[0]) for row in found)
+
+    def wal_bytes(self) -> int:
+        """Return the size of the write-ahead log file."""
+        try:
+            return self._wal.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self) -> int:
+        """Move the write-ahead log into the file and make it durable (R-TRUNC); return the index up to which the
+        state now survives a power cut. Readers are not disturbed."""
+        index = self.position.index
+        _, frames, moved = self._run("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if moved < frames:
+            # A reader holds frames back: they stay in the write-ahead log, which then must be durable itself.
+            descriptor = os.open(self._wal, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return index
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+        self._guard.close()

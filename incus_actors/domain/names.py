@@ -40,7 +40,7 @@ def check_instance_name(name: str) -> None:
         raise BadRequestError(f"Invalid instance name: {problem}")
 
 
-_ADJECTIVES = (
+_ADJECTIVES = (  # noqa: SIM905
     "able amused ample apt artistic awake brave bright brisk calm capable careful cheerful chief civil clean clear "
     "clever closing cosmic crisp dear decent direct eager easy elegant enough equal evident exact fair famous "
     "fancy fast fine firm fit fleet fond frank free fresh full funny gentle glad golden good grand grateful great "
@@ -51,8 +51,8 @@ _ADJECTIVES = (
     "sound square stable star steady stirring strong subtle suitable sunny super sure sweet tender thankful top "
     "tops touched true trusty unified united upright useful valid valued verified viable vital warm welcome well "
     "whole willing winning wise worthy"
-).split()  # noqa: SIM905
-_ANIMALS = (
+).split()
+_ANIMALS = (  # noqa: SIM905
     "adder ape badger bass bear bee bengal bison boar buck bull bunny camel cat cheetah chow cobra colt "
     "cougar coyote cricket cub deer doberman dog donkey drake duck earwig elephant elk ewe fawn ferret "
     "firefly flamingo flounder fowl frog gar gazelle ghost gibbon glider gnu goblin goose gorilla griffon "
@@ -66,7 +66,7 @@ _ANIMALS = (
     "starling stinkbug stud sunbeam sunfish swift tadpole tapir teal terrapin tetra tick titmouse tomcat "
     "toucan troll tuna turtle urchin viper wahoo walleye warthog weasel werewolf whippet wolf woodcock wren "
     "yeti"
-).split()  # noqa: SIM905  # a list of 190 quoted words is harder to read
+).split()
 
 
 def petname(rng: random.Random, taken: Container[str] = ()) -> str:

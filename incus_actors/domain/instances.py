@@ -1,0 +1,173 @@
+"""Rules of instances: profiles under own settings, root disk, devices, volatile keys.
+
+Owns what is decided from data alone, with Incus' texts. Used by services, actors and state queries; pure: uuids
+and times are parameters.
+"""
+
+# ruff: noqa: SIM905  # long word lists read better as text
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from incus_actors.domain.instance_config import parse_size
+from incus_actors.errors import BadRequestError, MemberError
+
+Config = Mapping[str, str]
+Devices = Mapping[str, Mapping[str, str]]
+
+#: Incus' numbers in instances_devices.type and profiles_devices.type.
+DEVICE_TYPES: Final[dict[str, int]] = {
+    "none": 0,
+    "nic": 1,
+    "disk": 2,
+    "unix-char": 3,
+    "unix-block": 4,
+    "usb": 5,
+    "gpu": 6,
+    "infiniband": 7,
+    "proxy": 8,
+    "unix-hotplug": 9,
+    "tpm": 10,
+    "pci": 11,
+}
+DEVICE_NAMES: Final = {number: name for name, number in DEVICE_TYPES.items()}
+INSTANCE_TYPES: Final = {0: "container", 1: "virtual-machine"}
+
+_DISK_OPTIONS = frozenset(
+    "path source pool size size.state readonly required recursive shift propagation limits.read limits.write "
+    "limits.max raw.mount.options boot.priority io.bus io.cache initial.uid initial.gid initial.mode type".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileLayer:
+    """What one profile contributes."""
+
+    name: str
+    config: Config
+    devices: Devices
+
+
+def expand_config(profiles: Iterable[ProfileLayer], own: Config) -> dict[str, str]:
+    """Return the profiles' config in order, the instance's own on top; sorted by key."""
+    expanded: dict[str, str] = {}
+    for profile in profiles:
+        expanded.update(profile.config)
+    expanded.update(own)
+    return dict(sorted(expanded.items()))
+
+
+def expand_devices(profiles: Iterable[ProfileLayer], own: Devices) -> dict[str, dict[str, str]]:
+    """Return whole devices, a later one of the same name replacing an earlier one; sorted by name."""
+    expanded: dict[str, dict[str, str]] = {}
+    for profile in profiles:
+        expanded.update({name: dict(device) for name, device in profile.devices.items()})
+    expanded.update({name: dict(device) for name, device in own.items()})
+    return dict(sorted(expanded.items()))
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def is_root_disk(device: Mapping[str, str]) -> bool:
+    """Return whether this is the disk that / is on."""
+    return device.get("type") == "disk" and device.get("path") == "/" and not device.get("source")
+
+
+def root_disk(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """Return name and device of the root disk. Raises BadRequestError "No root device could be found"."""
+    found = [(name, device) for name, device in devices.items() if is_root_disk(device)]
+    if not found:
+        raise BadRequestError("No root device could be found")
+    return found[0]
+
+
+def check_own_devices(devices: Devices) -> None:
+    """Raise BadRequestError for what can be told from the instance's own devices: their type, a "pool" for /."""
+    for name, device in sorted(devices.items()):
+        kind = device.get("type", "")
+        if kind not in DEVICE_TYPES:
+            raise BadRequestError(f'Invalid device type "{kind}"')
+        if len(name) > 64:
+            raise BadRequestError(f"Invalid device name {name!r}: Name must be 1-64 characters long")
+
+
+def check_expanded_devices(devices: Devices) -> None:
+    """Raise BadRequestError `Device validation failed for "d": …` for what an instance can't have."""
+    paths: dict[str, str] = {}
+    for name, device in sorted(devices.items()):
+        try:
+            _check_device(name, device, paths)
+        except BadRequestError as error:
+            raise BadRequestError(f'Device validation failed for "{name}": {error}') from None
+
+
+def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9/:_.-]{1,64}", name) or ".." in name.split("/"):
+        raise BadRequestError(
+            "Name can only contain alphanumeric, forward slash, hyphen, colon, underscore and full stop characters"
+        )
+    kind = device.get("type", "")
+    if kind not in DEVICE_TYPES:
+        raise BadRequestError(f'Failed loading device "{name}": Unsupported device type')
+    if kind == "disk":
+        _check_disk(device, paths)
+
+
+def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
+    for option in sorted(device):
+        if option not in _DISK_OPTIONS and not option.startswith("user."):
+            raise BadRequestError(f'Invalid device option "{option}"')
+    path = device.get("path", "")
+    if not path or (path != "/" and not device.get("source")):
+        raise BadRequestError('Disk entry is missing the required "source" or "path" property')
+    if path == "/" and not device.get("source") and not device.get("pool"):
+        raise BadRequestError('Root disk entry must have a "pool" property set')
+    if path in paths:
+        raise BadRequestError(f'More than one disk device uses the same path "{path}"')
+    paths[path] = path
+    if device.get("size"):
+        try:
+            parse_size(device["size"])
+        except BadRequestError as error:
+            raise BadRequestError(f'Invalid value for device option "size": {error}') from None
+
+
+# --- volatile keys ------------------------------------------------------------------------------------------
+
+
+def first_volatile(*, fingerprint: str, uuid: str, instance_id: str, idmap: str | None, start: bool) -> dict[str, str]:
+    """Return the volatile keys of a new container. `idmap`: JSON as `idmap_json` gives, None if privileged."""
+    keys = {
+        "volatile.base_image": fingerprint,
+        "volatile.cloud-init.instance-id": instance_id,
+        "volatile.idmap.base": "0",
+        "volatile.idmap.next": idmap if idmap is not None else "[]",
+        "volatile.last_state.idmap": "[]",
+        "volatile.uuid": uuid,
+        "volatile.uuid.generation": uuid,
+    }
+    if not start:
+        keys["volatile.apply_template"] = "create"
+    return keys
+
+
+def idmap_json(entries: Iterable[tuple[bool, bool, int, int, int]]) -> str:
+    """Return Incus' JSON of an id map; each entry is (is uid, is gid, host, inside, count)."""
+    return json.dumps(
+        [
+            {"Isuid": uid, "Isgid": gid, "Hostid": host, "Nsid": inside, "Maprange": count}
+            for uid, gid, host, inside, count in entries
+        ],
+        separators=(",", ":"),
+    )
+
+
+def check_volatile_kept(old: Config, new: Config) -> None:
+    """Raise MemberError when a user's PUT drops volatile idmap keys."""
+    if any(key.startswith("volatile.idmap.") and not new.get(key) for key in old):
+        raise MemberError("Volatile idmap keys can't be deleted by the user")

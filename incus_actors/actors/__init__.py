@@ -1,1 +1,1 @@
-"""The actor runtime (mailboxes, supervision, references) and the actors of a member."""
+"""The actor runtime (mailboxes, supervision, references) and the actors of a member. User guide: docs/actors.md."""

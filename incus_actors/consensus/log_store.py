@@ -1,0 +1,372 @@
+"""The durable half of consensus: log.db and its witness (CONSENSUS 3.3-3.5).
+
+Owns the exclusive lock on the directory, the start-up checks and every write to log.db; used from one thread at a
+time (log_thread.py). Must never report a write that is not durable, and never repair a log by leaving entries out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from incus_actors.consensus import log_format as fmt
+from incus_actors.consensus.configuration import decode_configuration
+from incus_actors.consensus.effects import WriteLog
+from incus_actors.consensus.types import (
+    DurableState,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    SnapshotMark,
+    chain_hash,
+)
+from incus_actors.consensus.witness import Witness
+
+
+class LogError(Exception):
+    """log.db can't be used."""
+
+
+class LogLockedError(LogError):
+    """Another daemon has this directory."""
+
+
+class LogDamagedError(LogError):
+    """log.db is not what it must be; never start a voter on it."""
+
+
+class AmnesiaError(LogDamagedError):
+    """This member has forgotten something it promised: its id is burnt (CONSENSUS 3.5)."""
+
+
+class LogFullError(LogError):
+    """No space: rolled back cleanly, the same write may be tried again."""
+
+
+class LogIOError(LogError):
+    """A write or fsync failed: nothing that was not confirmed can be trusted. Fail-stop."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make names created in or removed from a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(directory: Path) -> int:
+    """Return a descriptor that holds the directory until it is closed. Raises LogLockedError."""
+    descriptor = os.open(directory / fmt.LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise LogLockedError(f"The database in {directory} is in use by another daemon") from exc
+    return descriptor
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The end of the log as log.db has it."""
+
+    index: Index
+    chain: bytes
+
+
+class LogStore:
+    """An open, verified log. The constructor raises LogLockedError, LogDamagedError and AmnesiaError."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        path = directory / fmt.LOG_NAME
+        if not path.exists():
+            raise LogDamagedError(f"There is no database in {directory}")
+        self._lock = lock(directory)
+        self._connection: sqlite3.Connection | None = None
+        self._witness: Witness | None = None
+        self.failed = False
+        try:
+            witness_exists = (directory / fmt.WITNESS_NAME).exists()
+            self._connection = fmt.open_connection(path)
+            self._witness = Witness(directory / fmt.WITNESS_NAME)
+            self._load()
+            if not witness_exists:
+                raise AmnesiaError(f"{directory / fmt.WITNESS_NAME} is missing")
+            self._check_witness()
+        except sqlite3.Error as exc:
+            self.close()
+            raise LogDamagedError(f"{path} can't be read: {exc}") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    # Opening
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise LogIOError("log.db is closed")
+        return self._connection
+
+    def _load(self) -> None:
+        try:
+            self.meta = fmt.read_meta(self._db)
+            if self.meta["format"] != fmt.FORMAT:
+                raise LogDamagedError(f"log.db has format {self.meta['format']!r}, this release reads {fmt.FORMAT}")
+            self.snapshot = fmt.mark_from(self.meta)
+            self.generation = fmt.int_of(self.meta["state_gen"])
+            self.cluster_id = fmt.bytes_of(self.meta["cluster_id"])
+            self.epoch = fmt.int_of(self.meta["epoch"])
+            self.member_id = fmt.int_of(self.meta["member_id"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise LogDamagedError(f"log.db is incomplete: {exc!r}") from exc
+        row = self._db.execute("SELECT term, vote, crc FROM hard").fetchone()
+        if row is None or fmt.hard_crc(HardState(row[0], row[1])) != row[2]:
+            raise AmnesiaError("the record of term and vote in log.db is damaged")
+        self.hard = HardState(row[0], row[1])
+        self.entries = self._read_entries()
+        last = self.entries[-1] if self.entries else None
+        self._tail = _Tail(last.index, last.chain) if last else _Tail(self.snapshot.index, self.snapshot.chain)
+
+    def _read_entries(self) -> tuple[Entry, ...]:
+        """Read the log, checking that nothing is missing, changed or out of place."""
+        entries: list[Entry] = []
+        index, chain, term = self.snapshot.index, self.snapshot.chain, self.snapshot.term
+        rows = self._db.execute("SELECT idx, term, kind, ts, pid, body, chain FROM entries ORDER BY idx")
+        configs: dict[Index, bytes] = dict(self._db.execute("SELECT idx, body FROM configs").fetchall())
+        for row in rows:
+            try:
+                entry = Entry(row[0], row[1], EntryKind(row[2]), *row[3:])
+                expected = chain_hash(chain, entry.term, entry.kind, entry.timestamp_ms, entry.proposal_id, entry.body)
+            except (ValueError, TypeError, AttributeError, OverflowError) as exc:
+                raise AmnesiaError(f"log entry {row[0]} is damaged: {exc}") from exc
+            if entry.index != index + 1:
+                raise AmnesiaError(f"log entry {index + 1} is missing")
+            if entry.chain != expected or entry.term < term:
+                raise AmnesiaError(f"log entry {entry.index} is damaged: its chained hash does not match")
+            if entry.kind is EntryKind.CONFIG:
+                if configs.pop(entry.index, None) != entry.body:
+                    raise AmnesiaError(f"configuration {entry.index} is recorded differently in log.db")
+                decode_configuration(entry.body)
+            entries.append(entry)
+            index, chain, term = entry.index, entry.chain, entry.term
+        if any(found > self.snapshot.index for found in configs):
+            raise AmnesiaError("log.db records configurations that are not in the log")
+        return tuple(entries)
+
+    def _check_witness(self) -> None:
+        """Compare the log with what we remember having promised."""
+        seen = self._witness.last if self._witness else None
+        if seen is None:
+            raise AmnesiaError("tail.wit is damaged")
+        if seen.index > self._tail.index:
+            raise AmnesiaError(f"the log ends at {self._tail.index}, but {seen.index} was durable once")
+        known = self._chain_at(seen.index)
+        if known is not None and known != seen.chain:
+            raise AmnesiaError(f"log entry {seen.index} is not the one that was durable once")
+        if seen.hard.term > self.hard.term:
+            raise AmnesiaError(f"the log is in term {self.hard.term}, but {seen.hard.term} was durable once")
+        if seen.hard.term == self.hard.term and seen.hard.vote and seen.hard.vote != self.hard.vote & 0xFFFFFFFF:
+            raise AmnesiaError(f"the vote of term {self.hard.term} is not the one that was durable once")
+
+    def _chain_at(self, index: Index) -> bytes | None:
+        """Return the chain at an index, or None if it lies before the log."""
+        if index == self.snapshot.index:
+            return self.snapshot.chain
+        row = self._db.execute("SELECT chain FROM entries WHERE idx = ?", (index,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def durable_state(self, applied: Index) -> DurableState:
+        """Return what a core is started from, given what the state file has applied.
+
+        Raises AmnesiaError if the state is ahead of the log, LogDamagedError if it lies before the log's begin.
+        The entries are handed over, not kept here.
+        """
+        if applied > self._tail.index:
+            raise AmnesiaError(f"the state has applied {applied}, but the log ends at {self._tail.index}")
+        if applied < self.snapshot.index:
+            raise LogDamagedError(f"the state ends at {applied}, but the log begins after {self.snapshot.index}")
+        entries, self.entries = self.entries, ()
+        return DurableState(
+            member_id=self.member_id,
+            cluster_id=self.cluster_id,
+            epoch=self.epoch,
+            hard=self.hard,
+            snapshot=self.snapshot,
+            entries=entries,
+            applied=applied,
+            incarnation=secrets.randbits(64) or 1,
+        )
+
+    # Writing
+
+    @property
+    def last_index(self) -> Index:
+        """The last durable entry."""
+        return self._tail.index
+
+    def write(self, writes: Sequence[WriteLog]) -> None:
+        """Make some writes durable in one transaction. Raises LogFullError (nothing happened) or LogIOError."""
+        if self.failed:
+            raise LogIOError("an earlier write failed")
+        hard, tail = self.hard, replace(self._tail)
+        self._lower_witness(writes)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                if write.hard is not None:
+                    hard = write.hard
+                    fmt.write_hard(self._db, hard)
+                if write.truncate_from is not None and write.truncate_from <= tail.index:
+                    tail = self._truncate(write.truncate_from)
+                if write.entries:
+                    self._append(write.entries, tail)
+            fmt.write_meta(self._db, {"commit": writes[-1].commit})
+            self._db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            raise self._failure(exc) from exc
+        self.hard, self._tail = hard, tail
+        self._testify()
+
+    def _append(self, entries: Sequence[Entry], tail: _Tail) -> None:
+        if entries[0].index != tail.index + 1:
+            self.failed = True
+            raise LogIOError(f"entry {entries[0].index} can't follow {tail.index}")
+        fmt.insert_entries(self._db, entries)
+        tail.index, tail.chain = entries[-1].index, entries[-1].chain
+
+    def _truncate(self, start: Index) -> _Tail:
+        chain = self._chain_at(start - 1)
+        if chain is None:
+            self.failed = True
+            raise LogIOError(f"can't truncate to {start - 1}: the log begins after {self.snapshot.index}")
+        self._db.execute("DELETE FROM entries WHERE idx >= ?", (start,))
+        self._db.execute("DELETE FROM configs WHERE idx >= ?", (start,))
+        return _Tail(start - 1, chain)
+
+    def _lower_witness(self, writes: Sequence[WriteLog]) -> None:
+        """Before a truncation, durably testify to less: the witness must never lead."""
+        starts = [w.truncate_from for w in writes if w.truncate_from is not None]
+        if not starts or self._witness is None or self._witness.last is None:
+            return
+        lowest = min(starts) - 1
+        if lowest < self._witness.last.index:
+            chain = self._chain_at(lowest)
+            if chain is not None:
+                self._witness.write(lowest, chain, self._witness.last.hard, _wall_ms(), sync=True)
+
+    def _testify(self) -> None:
+        if self._witness is not None:
+            self._witness.write(self._tail.index, self._tail.chain, self.hard, _wall_ms())
+
+    def _failure(self, error: sqlite3.Error) -> LogError:
+        """Roll back; tell the two kinds of failure apart, and remember the bad one."""
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.failed = True
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL and not self.failed:
+            return LogFullError(str(error))
+        self.failed = True
+        return LogIOError(f"log.db: {error}")
+
+    # Upkeep
+
+    def sync_witness(self) -> None:
+        """Make the witness survive a power cut; every few seconds."""
+        if self._witness is not None:
+            self._witness.sync()
+
+    def wal_bytes(self) -> int:
+        """Return the size of the write-ahead log file."""
+        try:
+            return (self.directory / (fmt.LOG_NAME + "-wal")).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into log.db, so that it is used again from its start. Raises LogIOError."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as exc:
+            raise self._failure(exc) from exc
+
+    def compact(self, index: Index) -> SnapshotMark:
+        """Drop entries up to `index`, which the state file has made durable (R-TRUNC); return the new mark.
+
+        Raises LogFullError or LogIOError.
+        """
+        if index <= self.snapshot.index:
+            return self.snapshot
+        row = self._db.execute("SELECT term, chain FROM entries WHERE idx = ?", (index,)).fetchone()
+        if row is None:
+            raise LogIOError(f"can't compact up to {index}: the log ends at {self._tail.index}")
+        mark = replace(self.snapshot, index=index, term=row[0], chain=row[1])
+        config = self._db.execute("SELECT MAX(idx), body FROM configs WHERE idx <= ?", (index,)).fetchone()
+        if config[0] is not None:
+            mark = replace(mark, configuration=decode_configuration(config[1]), configuration_index=config[0])
+        self._switch(mark, {}, f"DELETE FROM entries WHERE idx <= {index}", f"DELETE FROM configs WHERE idx <= {index}")
+        return mark
+
+    def install(self, mark: SnapshotMark, generation: int, *, keep_suffix: bool) -> None:
+        """Begin the log after an installed snapshot and name the generation that holds it: one commit (R-SNAP).
+
+        Entries behind `mark` stay only if `keep_suffix` and ours at `mark.index` is the very same. Raises
+        LogFullError or LogIOError.
+        """
+        row = self._db.execute("SELECT term, chain FROM entries WHERE idx = ?", (mark.index,)).fetchone()
+        keep = keep_suffix and row is not None and (row[0], bytes(row[1])) == (mark.term, mark.chain)
+        which = f"WHERE idx <= {mark.index}" if keep else ""
+        if not keep and self._witness is not None:
+            # What is dropped must not be testified to; the old begin of the log is true before and after.
+            self._witness.write(self.snapshot.index, self.snapshot.chain, self.hard, _wall_ms(), sync=True)
+        self._switch(mark, {"state_gen": generation}, f"DELETE FROM entries {which}", f"DELETE FROM configs {which}")
+        self.generation = generation
+        if not keep:
+            self._tail = _Tail(mark.index, mark.chain)
+        self._testify()
+
+    def _switch(self, mark: SnapshotMark, more: dict[str, int | bytes], *deletes: str) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            fmt.write_meta(self._db, {**fmt.mark_values(mark), **more})
+            for sql in deletes:
+                self._db.execute(sql)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            raise self._failure(exc) from exc
+        self.snapshot = mark
+
+    def mark_suspect(self, reason: str) -> None:
+        """Leave word for the next start that a write failed (best effort, the disk is in trouble)."""
+        with (self.directory / fmt.SUSPECT_NAME).open("w") as file:
+            file.write(f"{_wall_ms()} {reason}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Release files and the lock."""
+        if self._witness is not None:
+            self._witness.close()
+            self._witness = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

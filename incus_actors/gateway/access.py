@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from aiohttp import web
+
 if TYPE_CHECKING:
-    from incus_actors.state.database import Database
+    from incus_actors.state.reader import Reader
 
 FORWARDED_ADDRESS = "X-Incus-forwarded-address"
 FORWARDED_USERNAME = "X-Incus-forwarded-username"
@@ -66,14 +68,22 @@ class TrustedCertificate:
 
 
 class PeerCertificate(Protocol):
-    """What security/tls.py puts on a connection."""
+    """What security/tls.py knows of a connection's peer."""
 
-    fingerprint: str
-    pem: str
-    not_after: float  #: Unix time
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the DER form, 64 hex digits."""
+
+    @property
+    def pem(self) -> str:
+        """The certificate."""
+
+    @property
+    def not_after(self) -> float:
+        """Unix time."""
 
 
-def read_trusted_certificates(database: Database) -> list[TrustedCertificate]:
+def read_trusted_certificates(database: Reader) -> list[TrustedCertificate]:
     """Return the whole trust store as of the applied state."""
     projects: dict[int, set[str]] = {}
     for certificate_id, project in database.query(
@@ -110,7 +120,7 @@ class Access:
         found = self._certificates.get(fingerprint)
         return found if found is not None and hmac.compare_digest(found.fingerprint, fingerprint) else None
 
-    def unix_caller(self, connection: socket.socket, headers: Mapping[str, str]) -> Caller:
+    def unix_caller(self, connection: socket.socket) -> Caller:
         """Return the caller at the other end of a unix socket: who may open it is trusted with everything."""
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         _pid, uid, _gid = _PEER_CREDENTIALS.unpack(raw)
@@ -169,6 +179,14 @@ class Access:
             except KeyError:
                 self._user_names[uid] = str(uid)
         return self._user_names[uid]
+
+
+CALLER = web.RequestKey("caller", Caller)
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Return who sent `request`; the middleware has set it before any handler runs."""
+    return request[CALLER]
 
 
 def forwarding_headers(caller: Caller) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
 
-from incus_actors.gateway.access import Access, Caller
+from incus_actors.gateway.access import Access, Caller, caller_of
 
 if TYPE_CHECKING:
     from incus_actors.consensus.api import Consensus
@@ -52,7 +52,6 @@ class Gateway:
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
-CALLER = web.RequestKey("caller", Caller)
 
 
 def gateway(request: web.Request) -> Gateway:
@@ -62,4 +61,4 @@ def gateway(request: web.Request) -> Gateway:
 
 def caller(request: web.Request) -> Caller:
     """Return who asks; always set, `caller.trusted` is False for strangers."""
-    return request[CALLER]
+    return caller_of(request)

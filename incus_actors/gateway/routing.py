@@ -1,0 +1,59 @@
+"""Which member must answer? By ?target=, by the place of an instance, by the member id in an operation's UUID.
+
+Owns these look-ups in the state database. Called by the REST middleware and handlers after the read barrier; it must
+never ask the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from incus_actors.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from incus_actors.state.reader import Reader
+
+
+class Routing:
+    """`database()` and `member_id()` are asked anew each time: a join replaces both."""
+
+    def __init__(self, *, database: Callable[[], Reader], member_id: Callable[[], int]) -> None:
+        self._database = database
+        self._member_id = member_id
+
+    def is_here(self, member_id: int) -> bool:
+        """Return whether `member_id` is this member."""
+        return member_id == self._member_id()
+
+    def member_named(self, name: str) -> int:
+        """Return the id of a member. Raises NotFoundError "Cluster member not found"."""
+        found = self._database().scalar("SELECT id FROM nodes WHERE name = ?", (name,))
+        if found is None:
+            raise NotFoundError("Cluster member not found")
+        return int(found)
+
+    def name_of(self, member_id: int) -> str | None:
+        """Return the name of a member, None if there is no such member."""
+        found = self._database().scalar("SELECT name FROM nodes WHERE id = ?", (member_id,))
+        return None if found is None else str(found)
+
+    def address_of(self, member_id: int) -> str | None:
+        """Return "host:port" of a member's API, None if there is no such member."""
+        found = self._database().scalar("SELECT address FROM nodes WHERE id = ?", (member_id,))
+        return None if found is None else str(found)
+
+    def instance_location(self, project: str, name: str) -> int:
+        """Return the id of the member that has an instance. Raises NotFoundError "Instance not found"."""
+        found = self._database().scalar(
+            "SELECT i.node_id FROM instances i JOIN projects p ON p.id = i.project_id WHERE p.name = ? AND i.name = ?",
+            (project, name),
+        )
+        if found is None:
+            raise NotFoundError("Instance not found")
+        return int(found)
+
+    def others(self) -> dict[int, str]:
+        """Return id → name of every other member; empty while standalone."""
+        own = self._member_id()
+        return {int(id_): str(name) for id_, name in self._database().query("SELECT id, name FROM nodes") if id_ != own}

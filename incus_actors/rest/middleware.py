@@ -1,0 +1,212 @@
+"""The way of every request: who asks, which route, may they, is it us, is our state fresh, and what went wrong.
+
+Owns the order of these checks and the mapping of exceptions to answers (CONTRACT 2.1, 18). Wraps every handler; it
+must never let an exception reach aiohttp, nor an untrusted caller reach consensus, disk or another member.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+from incus_actors.errors import ApiError, ForbiddenError, UnavailableError
+from incus_actors.gateway.access import CALLER, Caller, caller_of
+from incus_actors.rest.context import GATEWAY, Gateway
+from incus_actors.rest.http import Handler, RouteSpec, error, flag, project_of
+from incus_actors.security.tls import BioTLSObject
+
+if TYPE_CHECKING:
+    from incus_actors.consensus.api import Consensus
+
+_log = logging.getLogger(__name__)
+
+BARRIER_S = 1.0  #: a read that can't be made linearizable fails, or falls back, after this long
+FALLBACK_AGAIN_S = 0.05  #: ... and this long while we know that nobody leads
+INDEX_HEADER = "X-Incus-Actors-Applied-Index"
+AGE_HEADER = "X-Incus-Actors-Age-Ms"
+STALE_HEADER = "X-Incus-Actors-Stale"
+
+
+# -- who asks -------------------------------------------------------------------------------------------------------
+
+
+async def identify(request: web.Request, gateway: Gateway) -> Caller:
+    """Return the caller. An unknown certificate may have been trusted through another member a moment ago, so the
+    trust store is brought up to date once before we call it unknown."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        connection: socket.socket = transport.get_extra_info("socket")
+        return gateway.access.unix_caller(connection)
+    if not isinstance(tls, BioTLSObject):
+        raise TypeError(f"the listener's TLS object is {type(tls).__name__}: client certificates would be lost")
+    host, port, *_ = transport.get_extra_info("peername")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    peer = tls.peer_identity()
+    found = gateway.access.tls_caller(peer, address, request.headers)
+    if not found.trusted and peer is not None and await _freshen(gateway):
+        found = gateway.access.tls_caller(peer, address, request.headers)
+    return found
+
+
+async def _freshen(gateway: Gateway) -> bool:
+    try:
+        await gateway.consensus.read_barrier(timeout_s=BARRIER_S)
+    except UnavailableError:
+        return False
+    gateway.access.refresh()
+    return True
+
+
+def authorize(request: web.Request, spec: RouteSpec, who: Caller) -> None:
+    """Raise ForbiddenError unless `who` may use this route (see RouteSpec.access)."""
+    if spec.access == "untrusted":
+        return
+    if not who.trusted:
+        raise ForbiddenError
+    if spec.access == "metrics":
+        return
+    if who.metrics_only:
+        raise ForbiddenError
+    if spec.access == "member":
+        if who.protocol not in ("unix", "member"):
+            raise ForbiddenError
+        return
+    if who.projects is None:
+        return
+    if spec.access == "admin":
+        raise ForbiddenError
+    if spec.project_scoped:
+        if not flag(request, "all-projects") and project_of(request) not in who.projects:
+            raise ForbiddenError
+    elif request.method != hdrs.METH_GET:
+        raise ForbiddenError
+
+
+# -- is our state fresh ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Freshness:
+    """Read barriers of one daemon, and when the last one succeeded."""
+
+    consensus: Consensus
+    confirmed_at: float = 0.0
+
+    async def barrier(self, request: web.Request, spec: RouteSpec) -> dict[str, str]:
+        """Make the state linearizable for this request; return the headers that say otherwise if it isn't.
+
+        Raises UnavailableError, naming who is missing, when nobody leads within a second.
+        """
+        if spec.consistency == "local":
+            return {}
+        if request.query.get("consistency") == "stale" and request.method == hdrs.METH_GET:
+            return self._stale_headers()
+        fallback = spec.consistency == "fallback"
+        wait_s = BARRIER_S
+        if fallback and not self.consensus.status().leader and self.confirmed_at < time.monotonic() - BARRIER_S:
+            wait_s = FALLBACK_AGAIN_S
+        try:
+            await self.consensus.read_barrier(timeout_s=wait_s)
+        except UnavailableError as reason:
+            if fallback:
+                return self._stale_headers()
+            raise no_quorum(self.consensus, reason) from reason
+        self.confirmed_at = time.monotonic()
+        return {}
+
+    def _stale_headers(self) -> dict[str, str]:
+        headers = {STALE_HEADER: "true", INDEX_HEADER: str(self.consensus.status().applied)}
+        if self.confirmed_at:
+            headers[AGE_HEADER] = str(int((time.monotonic() - self.confirmed_at) * 1000))
+        return headers
+
+
+def no_quorum(consensus: Consensus, reason: UnavailableError) -> UnavailableError:
+    """Return the error of CONTRACT 18, completed by what is missing."""
+    status = consensus.status()
+    members = status.configuration.members()
+    linked = {peer.id for peer in status.peers if peer.link} | {status.member_id}
+    lacking = []
+    for voters in status.configuration.voter_sets():
+        here, needed = len(voters & linked), len(voters) // 2 + 1
+        if here < needed:
+            missing = ", ".join(
+                f"member {id_} ({members[id_].address.split(' ')[0]})" for id_ in sorted(voters - linked)
+            )
+            lacking.append(f"{here} of {len(voters)} voters reachable, {needed} needed; missing {missing}")
+    detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
+    return UnavailableError(
+        f"Failed to begin transaction: no available leader found: {detail}",
+        remedy="start the missing members, or add ?consistency=stale to read what is here",
+    )
+
+
+# -- the order of things ------------------------------------------------------------------------------------------------
+
+
+def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
+    """Return the aiohttp handler of one route."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        gateway = request.app[GATEWAY]
+        if gateway.phase != "ready" and not spec.during_shutdown:
+            raise UnavailableError("Shutting down" if gateway.phase == "stopping" else "Daemon is starting up")
+        who = caller_of(request)
+        authorize(request, spec, who)
+        headers = await freshness.barrier(request, spec) if who.trusted else {}
+        member_id = _elsewhere(request, spec, gateway, who)
+        if member_id is not None:
+            return await gateway.forwarder.forward(request, member_id)
+        response = await spec.handler(request)
+        if headers and not response.prepared:
+            response.headers.update(headers)
+        return response
+
+    return handle
+
+
+def _elsewhere(request: web.Request, spec: RouteSpec, gateway: Gateway, who: Caller) -> int | None:
+    """Return the member that must answer instead of us. Raises NotFoundError for an unknown one."""
+    if spec.forward == "none" or not who.trusted:
+        return None
+    if spec.forward == "target":
+        name = request.query.get("target", "")
+        if not name or not gateway.identity.clustered:
+            return None
+        member_id = gateway.routing.member_named(name)
+    else:
+        member_id = gateway.routing.instance_location(project_of(request), request.match_info["name"])
+    return None if gateway.routing.is_here(member_id) else member_id
+
+
+@web.middleware
+async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The outermost layer: identify the caller, turn every exception into an answer."""
+    try:
+        request[CALLER] = await identify(request, request.app[GATEWAY])
+        return await handler(request)
+    except ApiError as failure:
+        if failure.status >= 500:
+            _log.info(
+                "%s %s: %s %s", request.method, request.path, failure.status, failure, extra={"remedy": failure.remedy}
+            )
+        return error(failure.status, str(failure))
+    except web.HTTPNotFound:
+        return error(404, "not found")
+    except web.HTTPMethodNotAllowed:
+        return error(501, "not implemented")
+    except web.HTTPException as failure:
+        return error(failure.status, failure.reason)
+    except ConnectionResetError:
+        raise  # the client left in the middle: nobody is there to read an answer
+    except Exception as failure:
+        _log.exception("%s %s failed", request.method, request.path)
+        return error(500, str(failure) or type(failure).__name__)

@@ -107,6 +107,7 @@ class Newcomer:
     schema: int
     api_extensions: int
     storage_root: str
+    core_address: str = ""  #: its core.https_address, if that is not `address`
     member_config: tuple[MemberConfigKey, ...] = ()
 
 
@@ -193,7 +194,7 @@ def _member_rows(newcomer: Newcomer, pools: Iterable[str]) -> list[Statement]:
             (name,),
         ),
         _set_server_config(member, (name,), "cluster.https_address", newcomer.address),
-        _set_server_config(member, (name,), "core.https_address", newcomer.address),
+        _set_server_config(member, (name,), "core.https_address", newcomer.core_address or newcomer.address),
         Statement(
             f"INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state)"
             f" SELECT id, {member}, ? FROM storage_pools WHERE state = ? ORDER BY id",

@@ -154,17 +154,9 @@ class AcceptRequest(msgspec.Struct, kw_only=True):
     schema: int
     api_extensions: int
     token: str = ""
+    core_address: str = ""  #: its core.https_address, if it has one
     storage_root: str = ""  #: where its pools are by default
     member_config: list[MemberConfigKey] = msgspec.field(default_factory=list)
-
-
-class AcceptedMember(msgspec.Struct, kw_only=True):
-    """One member of the configuration, as told to a joining server."""
-
-    id: int
-    address: str
-    role: str
-    domain: str
 
 
 class AcceptAnswer(msgspec.Struct, kw_only=True):
@@ -173,7 +165,7 @@ class AcceptAnswer(msgspec.Struct, kw_only=True):
     member_id: int
     cluster_id: str  #: 32 hex digits
     epoch: int
-    configuration: list[AcceptedMember]
+    configuration: str  #: as consensus.configuration encodes it
     cluster_certificate: str
     cluster_certificate_key: str
 

@@ -1,0 +1,381 @@
+"""Work that only the leader does: accepting and removing members, roles, expiry, cleaning up.
+
+Owns LeadershipActor (always there, starts and stops its child with leadership) and LeaderActor (one term long;
+everything that it commits is fenced by that term, so a deposed leader's work is refused). Services reach it by
+`leader_ref`. Must never keep anything that the next leader would need: all of it is in the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from incus_actors.actors.actor import Actor, ChildSpec
+from incus_actors.actors.heartbeat import HeartbeatTable
+from incus_actors.actors.messages import remote_message
+from incus_actors.actors.ref import ActorRef
+from incus_actors.actors.system import ActorSystem
+from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
+from incus_actors.consensus.configuration import encode_configuration
+from incus_actors.consensus.types import Configuration, Member, RaftRole, Role
+from incus_actors.domain import transactions_cluster as cluster_tx
+from incus_actors.domain import transactions_members as members_tx
+from incus_actors.domain.members import parse_rfc3339_ns
+from incus_actors.errors import ApiError, ConflictError, ForbiddenError, MemberError, UnavailableError
+from incus_actors.model.cluster import MemberConfigKey
+from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.state.queries import cluster as queries
+from incus_actors.state.reader import Reader
+
+log = logging.getLogger(__name__)
+
+PATH = "leader"
+WORK = "work"
+TICK_S = 1.0
+PENDING_GRACE_S = 120.0  #: a join without any sign of life for this long is undone
+ORPHAN_GRACE_S = 3600.0  #: an interactive join has this long between using its token and joining
+CHANGE_DEADLINE_S = 15.0
+
+
+@remote_message("leader.accept")
+class AcceptMember(msgspec.Struct, frozen=True, array_like=True):
+    """Make a server a pending member and a spare of the log. Answered by Accepted."""
+
+    name: str
+    address: str
+    core_address: str
+    transport: str
+    fingerprint: str
+    certificate: str
+    architecture: int
+    schema: int
+    api_extensions: int
+    storage_root: str
+    token_uuid: str  #: "" if its certificate is trusted already
+    now: str
+    member_config: tuple[tuple[str, str, str, str], ...] = ()  #: entity, name, key, value
+
+
+@remote_message("leader.accepted")
+class Accepted(msgspec.Struct, frozen=True, array_like=True):
+    """What the new member starts its log from."""
+
+    member_id: int
+    cluster_id: str
+    epoch: int
+    configuration: bytes
+
+
+@remote_message("leader.remove")
+class RemoveMember(msgspec.Struct, frozen=True, array_like=True):
+    """Take a member out of the configuration and the database. `only_pending`: unless its join has ended."""
+
+    member_id: int
+    name: str
+    only_pending: bool = False
+    graceful: bool = False  #: refuse if instances or volumes are left on it
+
+
+@remote_message("leader.nudge")
+class Nudge(msgspec.Struct, frozen=True, array_like=True):
+    """Look at roles now instead of at the next tick. Answered when that is done."""
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """A second has passed."""
+
+
+class RoleSeen(msgspec.Struct, frozen=True):
+    """The role of this member may have changed."""
+
+    leads: bool
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """What the role policy decides from."""
+
+    status: ConsensusStatus
+    target: tuple[Member, ...]  #: with the failure domains that the database says
+    online: frozenset[int]
+    silent_s: dict[int, float]  #: for how long each member was not heard of
+    full_members: frozenset[int]  #: whose join has ended
+    max_voters: int
+    max_standby: int
+    leading_s: float
+    since_change_s: float
+
+
+#: Returns the members to go to, or None to stay (CONSENSUS 3.9).
+RolePolicy = Callable[[PolicyView], tuple[Member, ...] | None]
+
+
+@dataclass(frozen=True)
+class LeaderTools:
+    """What the actors of this module work with."""
+
+    consensus: Consensus
+    database: Reader
+    heartbeats: HeartbeatTable
+    policy: RolePolicy
+    expire: Callable[[int], Awaitable[None]] | None = None  #: forget old proposal ids, fenced by this term
+    wall_ns: Callable[[], int] = time.time_ns
+    monotonic_s: Callable[[], float] = time.monotonic
+    tick_s: float = TICK_S
+
+
+def leader_ref(system: ActorSystem, consensus: Consensus) -> ActorRef:
+    """Return the reference of the present LeaderActor. Raises UnavailableError if no leader is known."""
+    leader = consensus.status().leader
+    if not leader:
+        raise UnavailableError("The cluster has no leader at the moment", remedy="Look at `incus cluster list`.")
+    return system.ref(f"{PATH}/{WORK}", member=leader)
+
+
+class LeadershipActor(Actor):
+    """Starts a LeaderActor when this member begins to lead a term and stops it when it doesn't any more."""
+
+    def __init__(self, tools: LeaderTools) -> None:
+        self._tools = tools
+        self._term = 0
+        self._unsubscribe: Callable[[], None] | None = None
+
+    async def started(self) -> None:
+        """Follow the role."""
+        own = self.context.self_ref
+
+        def told(change: RoleChange) -> None:
+            own.tell(RoleSeen(change.role is RaftRole.LEADER, change.term))
+
+        self._unsubscribe = self._tools.consensus.subscribe_role(told)
+
+    async def stopped(self, reason: str) -> None:
+        """Follow it no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    async def receive(self, message: object) -> object:
+        """Start or stop the work."""
+        if not isinstance(message, RoleSeen):
+            return self.unhandled(message)
+        term = message.term if message.leads else 0
+        if term != self._term:
+            self._term = term
+            await self.context.stop_child(WORK)
+            if term:
+                log.info("leading term %d", term)
+                await self.context.spawn_child(ChildSpec(WORK, lambda: LeaderActor(self._tools, term), "permanent"))
+        return None
+
+
+class LeaderActor(Actor):
+    """The leader's chores in one term, one at a time."""
+
+    def __init__(self, tools: LeaderTools, term: int) -> None:
+        self._tools = tools
+        self._term = term
+        self._began_s = tools.monotonic_s()
+        self._changed_s = float("-inf")
+        self._pending_since: dict[int, float] = {}
+        self._orphans_since: dict[str, float] = {}
+
+    async def started(self) -> None:
+        """Begin to tick."""
+        self.context.tell_every(self._tools.tick_s, Tick())
+
+    async def receive(self, message: object) -> object:
+        """Accept, remove, tick."""
+        match message:
+            case AcceptMember():
+                return await self._accept(message)
+            case RemoveMember():
+                await self._remove(message)
+            case Tick() | Nudge():
+                await self._chores()
+            case _:
+                return self.unhandled(message)
+        return None
+
+    # -- joining and leaving --------------------------------------------------------------------------------------
+
+    async def _accept(self, wish: AcceptMember) -> Accepted:
+        tools = self._tools
+        newcomer = cluster_tx.Newcomer(
+            server=cluster_tx.TrustedServer(wish.name, wish.fingerprint, wish.certificate),
+            address=wish.address,
+            core_address=wish.core_address or wish.address,
+            architecture=wish.architecture,
+            schema=wish.schema,
+            api_extensions=wish.api_extensions,
+            storage_root=wish.storage_root,
+            member_config=tuple(
+                MemberConfigKey(entity=entity, name=name, key=key, value=value)
+                for entity, name, key, value in wish.member_config
+            ),
+        )
+        outcome = await tools.consensus.propose(
+            cluster_tx.accept(
+                newcomer,
+                token_uuid=wish.token_uuid or None,
+                pools=queries.pool_names(tools.database),
+                now=wish.now,
+                fence_term=self._term,
+            )
+        )
+        _check_accepted(outcome, wish)
+        member_id = cluster_tx.accepted_id(outcome)
+        added = Member(member_id, wish.transport, Role.SPARE)
+        try:
+            target = await self._change(lambda members: (*self._with_rows(members), added))
+        except ApiError:
+            await self._propose_quietly(
+                members_tx.remove_member(member_id, wish.name, only_pending=True, fence_term=self._term)
+            )
+            raise
+        tools.heartbeats.watch(member_id)
+        status = tools.consensus.status()
+        known = status.configuration if member_id in status.configuration.members() else Configuration(target)
+        log.info("accepted %s as member %d", wish.name, member_id)
+        return Accepted(member_id, status.cluster_id, status.epoch, encode_configuration(known))
+
+    async def _remove(self, wish: RemoveMember) -> None:
+        tools = self._tools
+        if wish.member_id == tools.consensus.member_id and not wish.only_pending:
+            await tools.consensus.transfer_leadership()
+            raise UnavailableError("The leader hands over before it leaves; ask again")
+        transaction = members_tx.remove_member(
+            wish.member_id, wish.name, only_pending=wish.only_pending, fence_term=self._term
+        )
+        if wish.graceful:
+            guards = (*transaction.guards, *members_tx.removal_guards(wish.member_id))
+            transaction = replace(transaction, guards=guards)
+        outcome = await tools.consensus.propose(transaction)
+        if not outcome.applied:
+            raise ConflictError(f"Member {wish.name} can't be removed: {outcome.label or outcome.error}")
+        await self._change(self._with_rows)
+        log.info("removed member %d (%s)", wish.member_id, wish.name)
+
+    def _with_rows(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        """Leave out those that the database does not know any more."""
+        known = {facts.id for facts in queries.members(self._tools.database, pending=True)}
+        return tuple(member for member in members if member.id in known)
+
+    async def _change(self, edit: Callable[[tuple[Member, ...]], tuple[Member, ...]]) -> tuple[Member, ...]:
+        """Change the configuration, waiting for one that is in flight. Raises UnavailableError."""
+        deadline = self._tools.monotonic_s() + CHANGE_DEADLINE_S
+        while True:
+            target = tuple(sorted(edit(self._tools.consensus.status().configuration.target), key=lambda m: m.id))
+            try:
+                await self._tools.consensus.change_configuration(target)
+            except ConflictError as error:
+                if self._tools.monotonic_s() > deadline:
+                    raise UnavailableError(f"The configuration can't be changed now: {error}") from error
+                await asyncio.sleep(0.05)
+            except ForbiddenError as error:
+                raise UnavailableError("The leader has just changed; ask again") from error
+            else:
+                self._changed_s = self._tools.monotonic_s()
+                return target
+
+    # -- once a second --------------------------------------------------------------------------------------------
+
+    async def _chores(self) -> None:
+        for chore in (self._expire_tokens, self._drop_stale_joins, self._drop_orphans, self._roles, self._expire):
+            try:
+                await chore()
+            except ApiError as error:  # the next tick tries again; a lost term ends this actor anyway
+                log.warning("leader: %s: %s", chore.__name__.strip("_"), error)
+
+    async def _expire_tokens(self) -> None:
+        now = self._tools.wall_ns()
+        gone = [
+            token.uuid
+            for kind in ("join", "certificate")
+            for token in queries.tokens(self._tools.database, kind)
+            if token.expires_at and not token.expires_at.startswith("0001") and parse_rfc3339_ns(token.expires_at) < now
+        ]
+        if gone:
+            await self._tools.consensus.propose(cluster_tx.delete_tokens(gone, fence_term=self._term))
+
+    async def _drop_stale_joins(self) -> None:
+        now = self._tools.monotonic_s()
+        alive = {peer.id for peer in self._tools.consensus.status().peers if peer.link}
+        pending = queries.pending_members(self._tools.database)
+        kept = {member_id: self._pending_since.get(member_id, now) for member_id, _, _ in pending}
+        self._pending_since = {m: now if m in alive else since for m, since in kept.items()}
+        for member_id, name, _ in pending:
+            if now - self._pending_since[member_id] > PENDING_GRACE_S:
+                log.warning("the join of %s (member %d) never ended: undoing it", name, member_id)
+                await self._remove(RemoveMember(member_id, name, only_pending=True))
+
+    async def _drop_orphans(self) -> None:
+        now = self._tools.monotonic_s()
+        found = queries.orphan_certificates(self._tools.database)
+        self._orphans_since = {f: self._orphans_since.get(f, now) for f in found}
+        old = [f for f, since in self._orphans_since.items() if now - since > ORPHAN_GRACE_S]
+        if old:
+            await self._tools.consensus.propose(cluster_tx.forget_certificates(old, fence_term=self._term))
+
+    async def _roles(self) -> None:
+        tools = self._tools
+        status = tools.consensus.status()
+        if status.configuration.joint or status.role is not RaftRole.LEADER:
+            return
+        facts = {f.id: f for f in queries.members(tools.database, pending=True)}
+        if len(facts) <= 1 and len(status.configuration.old) <= 1:
+            return
+        known = tuple(m for m in status.configuration.old if m.id in facts or m.id == status.member_id)
+        target = tuple(replace(m, domain=facts[m.id].failure_domain) if m.id in facts else m for m in known)
+        settings = queries.settings(tools.database)
+        own = status.member_id
+        silent = {m.id: tools.heartbeats.sighting(m.id, own).age_s for m in target}
+        now = tools.monotonic_s()
+        view = PolicyView(
+            status=status,
+            target=target,
+            online=frozenset(m for m, age in silent.items() if age <= settings.offline_threshold_s),
+            silent_s=silent,
+            full_members=frozenset(f.id for f in facts.values() if not f.pending),
+            max_voters=settings.max_voters,
+            max_standby=settings.max_standby,
+            leading_s=now - self._began_s,
+            since_change_s=now - self._changed_s,
+        )
+        wanted = tools.policy(view) or target
+        if wanted != status.configuration.old:
+            await tools.consensus.change_configuration(wanted)
+            self._changed_s = tools.monotonic_s()
+
+    async def _expire(self) -> None:
+        if self._tools.expire is not None:
+            await self._tools.expire(self._term)
+
+    async def _propose_quietly(self, transaction: Transaction) -> None:
+        """Try to clean up; what stays is found by `_drop_stale_joins`."""
+        try:
+            await self._tools.consensus.propose(transaction)
+        except ApiError as error:
+            log.warning("leader: cleaning up must wait: %s", error)
+
+
+def _check_accepted(outcome: Outcome, wish: AcceptMember) -> None:
+    if outcome.applied:
+        return
+    match outcome.label:
+        case "name":
+            raise MemberError(f"The cluster already has a member with name: {wish.name}")
+        case "address":
+            raise MemberError(f"The cluster already has a member with address: {wish.address}")
+        case "token":
+            raise ForbiddenError("No matching cluster join operation found")
+        case "standalone":
+            raise MemberError("This server is not clustered", status=400)
+        case "fence":
+            raise UnavailableError("The leader has just changed; ask again")
+    raise MemberError(f"Failed to add the member: {outcome.error or outcome.label}")

@@ -1,0 +1,68 @@
+"""Builders of the transactions that change server configuration.
+
+Owns their SQL; ServerConfigService proposes what these return. Pure: what was read is a parameter, and a guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from incus_actors.model.transaction import Guard, Statement, Transaction
+
+
+def change_server_config(
+    member_id: int,
+    shared: tuple[Mapping[str, str], Mapping[str, str]],
+    local: tuple[Mapping[str, str], Mapping[str, str]],
+) -> Transaction:
+    """Go from the first to the second of each pair: `shared` cluster-wide, `local` of one member.
+
+    Conflict "changed" if either is not what was read.
+    """
+    statements: list[Statement] = []
+    for key, value in _difference(*shared):
+        if value is None:
+            statements.append(Statement("DELETE FROM config WHERE key = ?", (key,)))
+        else:
+            statements.append(
+                Statement(
+                    "INSERT INTO config (key, value) VALUES (?, ?)"
+                    " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    (key, value),
+                )
+            )
+    for key, value in _difference(*local):
+        if value is None:
+            statements.append(
+                Statement("DELETE FROM node_server_config WHERE node_id = ? AND key = ?", (member_id, key))
+            )
+        else:
+            statements.append(
+                Statement(
+                    "INSERT INTO node_server_config (node_id, key, value) VALUES (?, ?, ?)"
+                    " ON CONFLICT (node_id, key) DO UPDATE SET value = excluded.value",
+                    (member_id, key, value),
+                )
+            )
+    return Transaction(
+        statements=tuple(statements),
+        guards=(
+            Guard("SELECT key, value FROM config ORDER BY key", (), _rows(shared[0]), "changed"),
+            Guard(
+                "SELECT key, value FROM node_server_config WHERE node_id = ? ORDER BY key",
+                (member_id,),
+                _rows(local[0]),
+                "changed",
+            ),
+        ),
+        topics=("config",),
+    )
+
+
+def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Return (key, new value) of what changes, None for what goes; sorted."""
+    return [(key, new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
+def _rows(config: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(config.items()))

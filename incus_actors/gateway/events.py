@@ -49,7 +49,15 @@ class SlowSubscriberError(Exception):
 class Subscription:
     """Events for one listener: `async for encoded in subscription`. Ends after `close()`."""
 
-    def __init__(self, hub: EventHub, types: frozenset[str] | None, projects: frozenset[str] | None, *, strict: bool):
+    def __init__(
+        self,
+        hub: EventHub,
+        types: frozenset[str] | None,
+        projects: frozenset[str] | None,
+        *,
+        strict: bool,
+        on_overflow: Callable[[], None] | None,
+    ) -> None:
         self._hub = hub
         self.types = types
         self.projects = projects
@@ -58,6 +66,7 @@ class Subscription:
         self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._closed = False
+        self._on_overflow = on_overflow
         self.overflowed = False
 
     def wants(self, event: Event) -> bool:
@@ -75,6 +84,8 @@ class Subscription:
         if len(self._queue) >= SUBSCRIBER_EVENTS or self._queued_bytes + len(event.encoded) > SUBSCRIBER_BYTES:
             self.overflowed = True
             self._queue.clear()
+            if self._on_overflow is not None:
+                self._on_overflow()
         else:
             self._queue.append(event.encoded)
             self._queued_bytes += len(event.encoded)
@@ -162,10 +173,18 @@ class EventHub:
                 subscription.offer(event)
 
     def subscribe(
-        self, types: frozenset[str] | None = None, projects: frozenset[str] | None = None, *, strict: bool = False
+        self,
+        types: frozenset[str] | None = None,
+        projects: frozenset[str] | None = None,
+        *,
+        strict: bool = False,
+        on_overflow: Callable[[], None] | None = None,
     ) -> Subscription:
-        """Return a subscription; close it when done. None means all; `strict` hides what belongs to no project."""
-        subscription = Subscription(self, types, projects, strict=strict)
+        """Return a subscription; close it when done. None means all; `strict` hides what belongs to no project.
+
+        `on_overflow` is called when it is too slow: then it gets nothing more.
+        """
+        subscription = Subscription(self, types, projects, strict=strict, on_overflow=on_overflow)
         self._subscriptions.add(subscription)
         return subscription
 

@@ -282,6 +282,8 @@ class Operations:
         self.tokens = tokens
         self.clock_ns = clock_ns
         self._kept_s = kept_s
+        #: Set by the composition root in a cluster: other members' operations of a project (None: of all).
+        self.elsewhere: Callable[[str | None], Awaitable[list[dict[str, Any]]]] | None = None
         self._operations: dict[str, Operation] = {}
 
     def create(

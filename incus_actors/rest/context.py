@@ -31,8 +31,8 @@ Phase = Literal["starting", "ready", "stopping"]
 class Gateway:
     """Everything a handler may use. One per daemon.
 
-    `shutdown(force)` stops the daemon's instances and actors cleanly and returns when that is done, just before the
-    process ends (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`.
+    `shutdown(force)` stops the daemon's instances and actors cleanly and returns when that is done; `exit()` then ends
+    the process, after the answer is sent (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`.
     """
 
     settings: Settings
@@ -46,6 +46,7 @@ class Gateway:
     database: Database
     services: Services
     shutdown: Callable[[bool], Awaitable[None]]
+    exit: Callable[[], None]
     actor_tree: Callable[[], list[Any]] = list
     phase: Phase = "starting"
     extras: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,57 @@
+"""/internal: what the stock client's admin commands and our own CLI ask the daemon itself (CONTRACT 17).
+
+Owns readiness, shutdown and the views of actors and consensus. Open to the unix socket and to members only.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from incus_actors.errors import ForbiddenError, UnavailableError
+from incus_actors.rest.context import caller, gateway
+from incus_actors.rest.http import RouteSpec, flag, sync
+
+
+def routes() -> list[RouteSpec]:
+    """Return the routes of this module."""
+    return [
+        RouteSpec("GET", "/internal/ready", ready, access="member", consistency="local", during_shutdown=True),
+        RouteSpec("PUT", "/internal/shutdown", shutdown, access="member", consistency="local", during_shutdown=True),
+        RouteSpec("GET", "/internal/actors", actors, access="member", consistency="local", during_shutdown=True),
+        RouteSpec("GET", "/internal/raft", raft, access="member", consistency="local", during_shutdown=True),
+    ]
+
+
+async def ready(request: web.Request) -> web.StreamResponse:
+    """GET /internal/ready: {} once the daemon serves (`incus admin waitready` polls it)."""
+    if gateway(request).phase != "ready":
+        raise UnavailableError("Daemon not ready yet")
+    return sync()
+
+
+async def shutdown(request: web.Request) -> web.StreamResponse:
+    """PUT /internal/shutdown?force=: stop cleanly, answer when that is done, then exit."""
+    here = gateway(request)
+    if caller(request).protocol != "unix" or caller(request).forwarded:
+        raise ForbiddenError
+    if here.phase == "stopping":
+        raise UnavailableError("Shutting down")
+    here.phase = "stopping"
+    await here.shutdown(flag(request, "force"))
+    response = sync()
+    response.force_close()
+    await response.prepare(request)
+    await response.write_eof()
+    here.exit()
+    return response
+
+
+async def actors(request: web.Request) -> web.StreamResponse:
+    """GET /internal/actors: the live supervision tree, parents before children."""
+    return sync(gateway(request).actor_tree())
+
+
+async def raft(request: web.Request) -> web.StreamResponse:
+    """GET /internal/raft: what this member knows of consensus."""
+    return sync(msgspec.to_builtins(gateway(request).consensus.status()))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from incus_actors.domain.instance_config import HIDDEN_PREFIX, PHASE_KEY
 from incus_actors.domain.instances import DEVICE_TYPES
+from incus_actors.domain.placement import eligible_guard
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
 
 TOPICS = ("instances",)
-EVACUATED = 2  #: nodes.state as in Incus (0 created, 1 pending, 2 evacuated)
 
 Config = Mapping[str, str]
 Devices = Mapping[str, Mapping[str, str]]
@@ -42,11 +42,11 @@ class NewInstance:
 def create(new: NewInstance) -> Transaction:
     """Return the rows of `new`, marked as being created. Statement 0 returns the id.
 
-    Conflicts: "evacuated", "profile" (one is gone), "pool". A taken name is the error
+    Conflicts: "placement" (evacuated or gone), "profile" (one is gone), "pool". A taken name is the error
     "UNIQUE constraint failed: instances.project_id, instances.name".
     """
     guards = [
-        Guard("SELECT COUNT(*) FROM nodes WHERE id = ? AND state = 0", (new.node_id,), ((1,),), "member"),
+        eligible_guard(new.node_id),
         Guard(
             "SELECT COUNT(*) FROM storage_pools_nodes WHERE storage_pool_id = ? AND node_id = ? AND state = 1",
             (new.pool_id, new.node_id),
@@ -160,6 +160,19 @@ def set_keys(
     if last_used_at is not None:
         statements.append(Statement("UPDATE instances SET last_use_date = ? WHERE id = ?", (last_used_at, instance_id)))
     return Transaction(tuple(statements), (_here(instance_id, node_id),), TOPICS)
+
+
+def set_phase(instance_id: int, node_id: int, old: str, new: str) -> Transaction:
+    """Return the step from one phase to another ("" is: nothing under way). Conflicts "moved", "phase"."""
+    expected: tuple[tuple[Value, ...], ...] = ((old,),) if old else ()
+    guard = Guard(
+        "SELECT value FROM instances_config WHERE instance_id = ? AND key = ?",
+        (instance_id, PHASE_KEY),
+        expected,
+        "phase",
+    )
+    step = set_keys(instance_id, node_id, {PHASE_KEY: new})
+    return Transaction(step.statements, (*step.guards, guard), TOPICS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,177 @@
+"""What the instance, image and storage actors of one member work with.
+
+Owns the bundle of drivers, consensus and database, and how records become specifications for drivers. Built by the
+daemon, given to the actors and to the services above them; must never decide anything itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain.instances import root_disk
+from incus_actors.domain.members import rfc3339
+from incus_actors.drivers.base import (
+    ImageStore,
+    InstanceDriver,
+    InstanceSpec,
+    PoolSpec,
+    StorageDriver,
+    VolumeSpec,
+    disk_name,
+)
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.state.database import Database
+from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries.instances import InstanceRecord, PoolRecord
+
+INSTANCES_PATH = "instances"  #: InstancesSupervisor; its children are InstanceActors, named by row id
+STATES_PATH = "instance-states"
+STORAGE_PATH = "storage"
+IMAGES_PATH = "images"
+
+
+class Lifecycle(Protocol):
+    """Publishes a lifecycle event (gateway.events.EventHub.lifecycle)."""
+
+    def __call__(
+        self,
+        action: str,
+        source: str,
+        *,
+        project: str | None = None,
+        caller: Any = None,
+        context: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Tell everybody."""
+
+
+class ImagePins:
+    """Image files that somebody reads or writes at the moment: they are not removed meanwhile."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, fingerprint: str) -> Iterator[None]:
+        """Keep the files of `fingerprint` for the length of the block."""
+        self._counts[fingerprint] += 1
+        try:
+            yield
+        finally:
+            self._counts[fingerprint] -= 1
+            if self._counts[fingerprint] <= 0:
+                del self._counts[fingerprint]
+
+    def held(self, fingerprint: str) -> bool:
+        """Return whether anybody holds it."""
+        return fingerprint in self._counts
+
+
+@dataclass
+class Host:
+    """One member's machine. `consensus()`, `database()`, `member_id()` and `location()` (the member's name) are
+    asked anew each time: a join replaces all of them."""
+
+    directory: Path
+    consensus: Callable[[], Consensus]
+    database: Callable[[], Database]
+    member_id: Callable[[], int]
+    location: Callable[[], str]
+    driver: InstanceDriver
+    storage: Mapping[str, StorageDriver]
+    images: ImageStore
+    lifecycle: Lifecycle
+    clock_ns: Callable[[], int] = time.time_ns
+    pins: ImagePins = field(default_factory=ImagePins)
+
+    def now(self) -> str:
+        """Return the time for new rows, RFC 3339."""
+        return rfc3339(self.clock_ns())
+
+    async def commit(self, transaction: Transaction, *, timeout_s: float = 10.0) -> Outcome:
+        """Replicate a transaction about our own things. Raises ConflictError, MemberError unless it was applied."""
+        outcome = await self.consensus().propose(transaction, timeout_s=timeout_s)
+        if outcome.status == "conflict":
+            raise ConflictError(f"The instance or image was changed elsewhere meanwhile ({outcome.label})")
+        if not outcome.applied:
+            raise MemberError(outcome.error)
+        return outcome
+
+    # --- from records to specifications ---------------------------------------------------------------------
+
+    def record(self, instance_id: int) -> InstanceRecord:
+        """Return the instance as the database has it now. Raises NotFoundError when it is gone or not ours."""
+        with self.database().snapshot() as snapshot:
+            found = queries.by_id(snapshot, instance_id)
+        if found is None or found.node_id != self.member_id():
+            raise NotFoundError("Instance not found")
+        return found
+
+    def pool(self, name: str) -> PoolRecord:
+        """Return a pool that is usable here. Raises NotFoundError "Storage pool not found"."""
+        found = queries.pool(self.database(), name, self.member_id())
+        if found is None or not found.usable or found.driver not in self.storage:
+            raise NotFoundError("Storage pool not found")
+        return found
+
+    def volume_of(self, record: InstanceRecord) -> VolumeSpec:
+        """Return where the root volume of an instance is. Raises BadRequestError, NotFoundError without a pool."""
+        found = queries.volume_pools(self.database(), record.node_id).get((record.project, record.name))
+        _, device = root_disk(record.expanded_devices)
+        pool = self.pool(found or device.get("pool", ""))
+        return VolumeSpec(pool_spec(pool), record.name, record.project, "container", _volume_config(device))
+
+    def volume_path(self, volume: VolumeSpec) -> Path:
+        """Return the directory of a volume."""
+        return self.storage[volume.pool.driver].volume_path(volume)
+
+    def spec(self, record: InstanceRecord) -> InstanceSpec:
+        """Return what the instance driver needs. Raises BadRequestError, NotFoundError without a root disk."""
+        return self._spec(record, self.volume_path(self.volume_of(record)))
+
+    def status_spec(self, record: InstanceRecord) -> InstanceSpec:
+        """Return enough for the driver to tell the status, also of an instance whose pool is gone."""
+        return self._spec(record, Path("/nonexistent"))
+
+    def _spec(self, record: InstanceRecord, volume_dir: Path) -> InstanceSpec:
+        on_disk = disk_name(record.project, record.name)
+        return InstanceSpec(
+            name=record.name,
+            project=record.project,
+            instance_dir=self.directory / "instances" / on_disk,
+            volume_dir=volume_dir,
+            log_dir=self.directory / "logs" / on_disk,
+            config=record.expanded_config,
+            devices=record.expanded_devices,
+            architecture=record.architecture,
+            ephemeral=record.ephemeral,
+        )
+
+
+def pool_spec(pool: PoolRecord) -> PoolSpec:
+    """Return a pool for its driver."""
+    return PoolSpec(pool.name, pool.driver, pool.config)
+
+
+def _volume_config(device: Mapping[str, str]) -> dict[str, str]:
+    return {"size": device["size"]} if device.get("size") else {}
+
+
+def source_of(project: str, name: str) -> str:
+    """Return the source of an instance's lifecycle events."""
+    return f"/1.0/instances/{name}" if project == "default" else f"/1.0/instances/{name}?project={project}"
+
+
+def check_free(present: bool, what: str) -> None:
+    """Raise BadRequestError `Instance is busy running a "stop" operation`."""
+    if present:
+        raise BadRequestError(f'Instance is busy running a "{what}" operation')

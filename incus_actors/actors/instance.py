@@ -1,0 +1,442 @@
+"""One actor per instance, on the member that has it (DESIGN D10).
+
+Owns everything that changes the instance on this machine: create, start, stop, restart, freeze, update, rename,
+delete, one at a time, and the watch over its death. Asked by the instance service; spawned by InstancesSupervisor.
+It must never act on an instance whose row says another member, nor leave a half instance looking fine: the row says
+"creating" or "deleting" until the work is done, and `Repair` finishes what a crash interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any
+
+from incus_actors.actors.actor import Actor, Later
+from incus_actors.actors.host import STORAGE_PATH, Host, check_free, source_of
+from incus_actors.actors.instance_messages import (
+    Create,
+    Delete,
+    Exited,
+    Freeze,
+    Rename,
+    Repair,
+    Restart,
+    Start,
+    Stop,
+    Update,
+)
+from incus_actors.actors.storage import CreateVolume, DeleteVolume, RenameVolume
+from incus_actors.domain import transactions_instances as transactions
+from incus_actors.domain.instance_config import is_true
+from incus_actors.drivers.base import ExitNotice, InstanceSpec, RunStatus
+from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError
+from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries.instances import InstanceRecord
+from incus_actors.tasks import spawn
+
+_log = logging.getLogger(__name__)
+
+WORK_S = 3600.0  #: the longest that unpacking or removing a volume may take
+REPAIR_AGAIN_S = 5.0
+RESTARTS = 10  #: boot.autorestart: so many within RESTARTS_S
+RESTARTS_S = 60.0
+
+
+class _CleanStop:
+    """A clean stop that waits: a forced one may cut it short."""
+
+    def __init__(self) -> None:
+        self.impatient = asyncio.Event()
+        self.done = asyncio.Event()
+
+
+class InstanceActor(Actor):
+    """Serialises the work on one instance. Only a clean stop is done beside the mailbox: a kill may overtake it."""
+
+    def __init__(self, host: Host, instance_id: int) -> None:
+        self._host = host
+        self._id = instance_id
+        self._clean_stop: _CleanStop | None = None
+        self._restarts: list[float] = []
+
+    async def started(self) -> None:
+        """Watch the instance if it runs."""
+        try:
+            record = self._host.record(self._id)
+        except NotFoundError:
+            return
+        if not record.phase:
+            spec = self._host.status_spec(record)
+            if self._host.driver.status(spec) in (RunStatus.RUNNING, RunStatus.FROZEN):
+                self._watch(spec)
+
+    async def receive(self, message: object) -> object:
+        """Do one thing to the instance."""
+        match message:
+            case Stop():
+                return await self._receive_stop(message)
+            case Exited(pid):
+                await self._exited(pid)
+                return None
+        check_free(self._clean_stop is not None, "stop")
+        match message:
+            case Create():
+                await self._create(message)
+            case Start(caller):
+                await self._start(self._ready(), caller)
+            case Restart():
+                return self._receive_restart(message)
+            case Freeze():
+                await self._freeze(message)
+            case Update():
+                await self._update(message)
+            case Rename():
+                await self._rename(message)
+            case Delete(caller):
+                await self._delete(caller)
+            case Repair():
+                await self._repair()
+            case _:
+                return self.unhandled(message)
+        return None
+
+    # --- helpers --------------------------------------------------------------------------------------------
+
+    def _ready(self) -> InstanceRecord:
+        """Return the record. Raises NotFoundError, BadRequestError while it is half made or half removed."""
+        record = self._host.record(self._id)
+        if record.phase:
+            check_free(True, "create" if record.phase == "creating" else "delete")
+        return record
+
+    def _tell_all(
+        self, action: str, record: InstanceRecord, caller: Any, context: dict[str, Any] | None = None
+    ) -> None:
+        self._host.lifecycle(
+            action,
+            source_of(record.project, record.name),
+            project=record.project,
+            caller=caller,
+            context=context,
+            name=record.name,
+        )
+
+    def _watch(self, spec: InstanceSpec) -> None:
+        ref = self.context.self_ref
+
+        def on_exit(notice: ExitNotice) -> None:
+            ref.tell(Exited(notice.init_pid))
+
+        self._host.driver.watch(spec, on_exit)
+
+    def _status(self, record: InstanceRecord) -> RunStatus:
+        return self._host.driver.status(self._host.status_spec(record))
+
+    async def _set_keys(self, keys: dict[str, str | None], *, last_used_at: str | None = None) -> None:
+        transaction = transactions.set_keys(self._id, self._host.member_id(), keys, last_used_at=last_used_at)
+        await self._host.commit(transaction)
+
+    # --- create ---------------------------------------------------------------------------------------------
+
+    async def _create(self, message: Create) -> None:
+        record = self._host.record(self._id)
+        if record.phase != "creating":
+            raise MemberError("The instance is already there")
+        try:
+            volume = self._host.volume_of(record)
+            storage = self.context.system.ref(STORAGE_PATH)
+            with self._host.pins.hold(message.image.fingerprint):
+                create = CreateVolume(volume, message.image, message.progress)
+                await storage.ask(create, deadline_s=WORK_S)
+            spec = self._host.spec(record)
+            await self._host.driver.prepare(spec)
+            await self._host.commit(transactions.set_phase(self._id, record.node_id, "creating", ""))
+        except Exception:
+            await self._undo_create()
+            raise
+        context = {"location": record.location, "storage-pool": volume.pool.name, "type": record.type}
+        self._tell_all("instance-created", record, message.caller, context)
+        if message.start:
+            await self._start(replace(record, phase=""), message.caller)
+
+    async def _undo_create(self) -> None:
+        """Take back a failed create; what can't be taken back now (no quorum) is tried again."""
+        try:
+            await self._repair()
+        except (ApiError, OSError) as error:
+            _log.warning("instance %d: the failed create is not undone yet: %s", self._id, error)
+
+    async def _repair(self) -> None:
+        try:
+            record = self._host.record(self._id)
+        except NotFoundError:
+            self.context.stop()
+            return
+        if record.phase:
+            await self._mark_and_remove(record)
+
+    async def _mark_and_remove(self, record: InstanceRecord) -> None:
+        """First the row says "deleting", then the files go, then the row: a crash in between is repaired."""
+        try:
+            if record.phase != "deleting":
+                await self._host.commit(transactions.set_phase(record.id, record.node_id, record.phase, "deleting"))
+            await self._remove(record)
+        except (ApiError, OSError):
+            self.context.tell_after(REPAIR_AGAIN_S, Repair())
+            raise
+        self.context.stop()
+
+    async def _remove(self, record: InstanceRecord) -> None:
+        """Remove processes, files and rows of an instance that is marked "deleting"."""
+        spec = self._host.status_spec(record)
+        self._host.driver.unwatch(spec)
+        if self._host.driver.status(spec) not in (RunStatus.STOPPED, RunStatus.ERROR):
+            await self._host.driver.stop(spec, force=True)
+        try:
+            volume = self._host.volume_of(record)
+        except (BadRequestError, NotFoundError):
+            volume = None  # the pool is gone, and the volume with it
+        if volume is not None:
+            await self.context.system.ref(STORAGE_PATH).ask(DeleteVolume(volume), deadline_s=WORK_S)
+        await self._host.driver.delete(spec)
+        await self._host.commit(
+            transactions.delete(record.id, record.node_id, record.name, self._volume_project(record))
+        )
+
+    def _volume_project(self, record: InstanceRecord) -> int:
+        found = queries.effective_project(self._host.database(), record.project, "features.storage.volumes")
+        return found or record.project_id
+
+    # --- start, stop, freeze --------------------------------------------------------------------------------
+
+    async def _start(self, record: InstanceRecord, caller: Any, *, action: str = "instance-started") -> None:
+        status = self._status(record)
+        if status is RunStatus.FROZEN:
+            await self._host.driver.unfreeze(self._host.spec(record))
+            self._tell_all("instance-resumed", record, caller)
+            return
+        if status is RunStatus.RUNNING:
+            raise BadRequestError("The instance is already running")
+        spec = self._host.spec(record)
+        self._host.driver.validate(spec)
+        await self._host.driver.start(spec)
+        self._watch(spec)
+        keys: dict[str, str | None] = {
+            "volatile.last_state.power": "RUNNING",
+            "volatile.last_state.ready": None,
+            "volatile.apply_template": None,
+            "volatile.idmap.current": record.config.get("volatile.idmap.next"),
+        }
+        try:
+            await self._set_keys(keys, last_used_at=self._host.now())
+        except ApiError as error:  # it runs, and that is what was asked for; the next daemon finds it running
+            _log.warning("instance %s runs, but that is not recorded: %s", record.name, error)
+        self._tell_all(action, record, caller)
+
+    async def _receive_stop(self, message: Stop) -> object:
+        waiting = self._clean_stop
+        if waiting is not None:
+            if not message.force:
+                check_free(True, "stop")
+            waiting.impatient.set()
+            return Later(_until(waiting.done))
+        record = self._ready()
+        self._check_running(record)
+        if message.force:
+            spec = self._host.status_spec(record)
+            self._host.driver.unwatch(spec)
+            await self._host.driver.stop(self._spec_or_less(record), force=True)
+            await self._stopped(record, message.caller, "instance-stopped", message.keep_power)
+            return None
+        self._clean_stop = _CleanStop()
+        return Later(self._stop_cleanly(record, message, self._clean_stop))
+
+    def _check_running(self, record: InstanceRecord) -> None:
+        if self._status(record) is RunStatus.STOPPED:
+            raise BadRequestError("The instance is already stopped")
+
+    def _spec_or_less(self, record: InstanceRecord) -> InstanceSpec:
+        try:
+            return self._host.spec(record)
+        except (BadRequestError, NotFoundError):
+            return self._host.status_spec(record)  # no pool, no root disk: it must still be possible to stop it
+
+    async def _stop_cleanly(self, record: InstanceRecord, message: Stop, clean: _CleanStop) -> None:
+        try:
+            await self._clean_or_killed(record, message.timeout_s, clean)
+            await self._stopped(record, message.caller, "instance-shutdown", message.keep_power)
+        finally:
+            self._clean_stop = None
+            clean.done.set()
+
+    async def _clean_or_killed(self, record: InstanceRecord, timeout_s: float, clean: _CleanStop) -> None:
+        """Wait for a clean end, or kill it as soon as somebody loses patience."""
+        driver, spec = self._host.driver, self._spec_or_less(record)
+        driver.unwatch(spec)
+        stopping = spawn(_outcome(driver.stop(spec, timeout_s=timeout_s)), name=f"stop {spec.disk_name}")
+        impatient = spawn(clean.impatient.wait(), name=f"impatience {spec.disk_name}")
+        try:
+            await asyncio.wait({stopping, impatient}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                stopping.cancel()
+                await asyncio.wait({stopping})
+                if driver.status(spec) is not RunStatus.STOPPED:
+                    await driver.stop(spec, force=True)
+                return
+            failure = stopping.result()
+            if failure is not None:
+                if driver.status(spec) is not RunStatus.STOPPED:
+                    self._watch(spec)
+                raise failure
+        finally:
+            stopping.cancel()
+            impatient.cancel()
+
+    async def _stopped(self, record: InstanceRecord, caller: Any, action: str, keep_power: bool) -> None:
+        """Record the end of an instance; an ephemeral one goes away."""
+        if record.ephemeral and not keep_power:
+            self._tell_all(action, record, caller)
+            await self._mark_and_remove(record)
+            self._tell_all("instance-deleted", record, caller)
+            return
+        if not keep_power:
+            await self._set_keys({"volatile.last_state.power": "STOPPED", "volatile.last_state.ready": "false"})
+        self._tell_all(action, record, caller)
+
+    def _receive_restart(self, message: Restart) -> Later:
+        record = self._ready()
+        self._check_running(record)
+        clean = self._clean_stop = _CleanStop()
+        if message.force:
+            clean.impatient.set()
+        return Later(self._restart(record, message, clean))
+
+    async def _restart(self, record: InstanceRecord, message: Restart, clean: _CleanStop) -> None:
+        try:
+            if message.force:
+                self._host.driver.unwatch(self._host.status_spec(record))
+                await self._host.driver.stop(self._spec_or_less(record), force=True)
+            else:
+                await self._clean_or_killed(record, message.timeout_s, clean)
+            await self._start(record, message.caller, action="instance-restarted")
+        finally:
+            self._clean_stop = None
+            clean.done.set()
+
+    async def _freeze(self, message: Freeze) -> None:
+        record = self._ready()
+        status = self._status(record)
+        if status is RunStatus.STOPPED:
+            raise BadRequestError("The instance isn't running")
+        spec = self._host.spec(record)
+        if message.frozen:
+            if status is RunStatus.FROZEN:
+                raise BadRequestError("The container is already frozen")
+            await self._host.driver.freeze(spec)
+        else:
+            if status is RunStatus.RUNNING:
+                raise BadRequestError("The container is already running")
+            await self._host.driver.unfreeze(spec)
+        self._tell_all("instance-paused" if message.frozen else "instance-resumed", record, message.caller)
+
+    async def _exited(self, pid: int) -> None:
+        """The instance ended without us (poweroff inside, a kill from outside)."""
+        if self._clean_stop is not None:
+            return
+        try:
+            record = self._ready()
+        except ApiError:
+            return
+        if self._status(record) is not RunStatus.STOPPED:
+            return  # it has been started again meanwhile
+        _log.info("instance %s (process %d) has ended by itself", record.name, pid)
+        try:
+            await self._host.driver.stop(self._spec_or_less(record), force=True)
+        except ApiError as error:
+            _log.debug("instance %s left nothing behind: %s", record.name, error)
+        if is_true(record.expanded_config.get("boot.autorestart")) and self._may_restart():
+            try:
+                await self._start(record, None, action="instance-restarted")
+            except ApiError as error:
+                _log.warning("instance %s can't be restarted: %s", record.name, error)
+            else:
+                return
+        try:
+            await self._stopped(record, None, "instance-shutdown", False)
+        except ApiError as error:
+            _log.warning("instance %s has stopped, but that is not recorded: %s", record.name, error)
+
+    def _may_restart(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        self._restarts = [at for at in self._restarts if now - at < RESTARTS_S]
+        if len(self._restarts) >= RESTARTS:
+            return False
+        self._restarts.append(now)
+        return True
+
+    # --- update, rename, delete -----------------------------------------------------------------------------
+
+    async def _update(self, message: Update) -> None:
+        before = self._ready()
+        node_id = self._host.member_id()
+        await self._host.commit(transactions.update(self._id, node_id, message.change, message.guards))
+        record = self._host.record(self._id)
+        if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
+            await self._apply_limits(before, record)
+        self._tell_all("instance-updated", record, message.caller)
+
+    async def _apply_limits(self, before: InstanceRecord, record: InstanceRecord) -> None:
+        changed = {
+            key
+            for key in before.expanded_config.keys() | record.expanded_config.keys()
+            if key.startswith("limits.") and before.expanded_config.get(key) != record.expanded_config.get(key)
+        }
+        if changed:
+            await self._host.driver.apply_limits(self._host.spec(record))
+
+    async def _rename(self, message: Rename) -> None:
+        record = self._ready()
+        if self._status(record) is not RunStatus.STOPPED:
+            raise BadRequestError("Renaming of running instance not allowed")
+        old_volume, old_spec = self._host.volume_of(record), self._host.spec(record)
+        storage = self.context.system.ref(STORAGE_PATH)
+        renamed = replace(record, name=message.name)
+        new_volume = replace(old_volume, name=message.name)
+        new_spec = replace(self._host.status_spec(renamed), volume_dir=self._host.volume_path(new_volume))
+        await storage.ask(RenameVolume(old_volume, new_volume), deadline_s=60)
+        try:
+            await self._host.driver.rename(old_spec, new_spec)
+            await self._host.commit(
+                transactions.rename(self._id, record.node_id, record.name, message.name, self._volume_project(record))
+            )
+        except Exception:
+            await self._host.driver.rename(new_spec, old_spec)
+            await storage.ask(RenameVolume(new_volume, old_volume), deadline_s=60)
+            raise
+        self._tell_all("instance-renamed", renamed, message.caller, {"old_name": record.name})
+
+    async def _delete(self, caller: Any) -> None:
+        record = self._host.record(self._id)
+        if record.phase == "creating":
+            check_free(True, "create")
+        if is_true(record.expanded_config.get("security.protection.delete")):
+            raise BadRequestError("Instance is protected")
+        if self._status(record) not in (RunStatus.STOPPED, RunStatus.ERROR):
+            raise BadRequestError("Instance is running")
+        await self._mark_and_remove(record)
+        self._tell_all("instance-deleted", record, caller)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _outcome(work: Any) -> Exception | None:
+    """Return the failure instead of raising it: nobody may be left to look at this task."""
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,98 @@
+"""What InstanceActors are asked to do; all local, because an instance's requests go to the member that has it.
+
+Owns only data. Used by the instance service, InstancesSupervisor and InstanceActor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from incus_actors.domain.transactions_instances import InstanceChange
+from incus_actors.drivers.base import ImageFiles, Progress
+from incus_actors.model.transaction import Guard
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make the volume of an instance whose row is there ("creating"), then start it if asked to.
+
+    Any failure before the start removes files and row again.
+    """
+
+    image: ImageFiles
+    start: bool
+    progress: Progress | None = None
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start it."""
+
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop it: `force` kills, else `timeout_s` (-1: the driver's default). `keep_power`: the daemon shuts down, so
+    it is to be started again with the next daemon."""
+
+    force: bool = False
+    timeout_s: float = -1
+    caller: Any = None
+    keep_power: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Stop as `Stop` does, then start."""
+
+    force: bool = False
+    timeout_s: float = -1
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Suspend (`frozen`) or resume."""
+
+    frozen: bool
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Replace what a user may change; running instances take over new limits at once."""
+
+    change: InstanceChange
+    guards: Sequence[Guard] = ()
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Give a stopped instance another name."""
+
+    name: str
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a stopped instance."""
+
+    caller: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Finish what a crash interrupted: an instance in a phase goes away for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """It ended by itself."""
+
+    init_pid: int

@@ -60,5 +60,9 @@ def native() -> str:
 
 def supported() -> list[str]:
     """Return what this machine's kernel can run, its own first (`environment.architectures`)."""
-    own = native()
-    return [own, *_PERSONALITIES.get(own, ())]
+    return runnable(native())
+
+
+def runnable(architecture: str) -> list[str]:
+    """Return what a machine of this architecture can run, its own first."""
+    return [architecture, *_PERSONALITIES.get(architecture, ())]

@@ -1,0 +1,377 @@
+"""Members and cluster groups as a user sees and changes them.
+
+Owns listing (roles from the live consensus configuration, status from heartbeats), updates, renames, groups, member
+state and removal; rest/cluster_routes.py calls it. Must never contact an offline member on a read path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from incus_actors.actors.heartbeat import HeartbeatTable
+from incus_actors.actors.host_facts import read_host_facts
+from incus_actors.actors.leader import Nudge, RemoveMember, leader_ref
+from incus_actors.actors.system import ActorSystem
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain import transactions_members as members_tx
+from incus_actors.domain.members import (
+    MemberFacts,
+    assigned_roles,
+    check_group_name,
+    check_member_put,
+    shown_roles,
+    shown_status,
+)
+from incus_actors.domain.placement import Candidate
+from incus_actors.errors import ApiError, BadRequestError, ConflictError, ForbiddenError, MemberError, NotFoundError
+from incus_actors.identity import Identity
+from incus_actors.model import architectures
+from incus_actors.model.cluster import (
+    ClusterGroup,
+    ClusterGroupPost,
+    ClusterGroupPut,
+    ClusterMember,
+    ClusterMemberPatch,
+    ClusterMemberPut,
+    ClusterMemberState,
+    SystemInfo,
+)
+from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.services.cluster import check_member_name
+from incus_actors.state.queries import cluster as queries
+from incus_actors.state.reader import Reader
+
+REMOVE_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedMember:
+    """What a gateway needs to tell a removed server to reset itself."""
+
+    member_id: int
+    name: str
+    address: str
+    online: bool
+
+
+class MembersService:
+    """Reads are synchronous; writes propose and raise ApiError."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        consensus: Consensus,
+        database: Reader,
+        heartbeats: HeartbeatTable,
+        actors: ActorSystem,
+    ) -> None:
+        self._identity = identity
+        self._consensus = consensus
+        self._database = database
+        self._heartbeats = heartbeats
+        self._actors = actors
+
+    # -- members --------------------------------------------------------------------------------------------------
+
+    def members(self) -> list[ClusterMember]:
+        """Return all members in order of id. Raises BadRequestError if this server is standalone."""
+        self._require_cluster()
+        facts = queries.members(self._database)
+        return self._shown(facts, facts)
+
+    def get(self, name: str) -> ClusterMember:
+        """Return one member. Raises NotFoundError."""
+        self._require_cluster()
+        facts = queries.members(self._database)
+        return self._shown([_find(facts, name)], facts)[0]
+
+    def online(self, member_id: int) -> bool:
+        """Return whether the member was heard of within cluster.offline_threshold."""
+        threshold_s = queries.settings(self._database).offline_threshold_s
+        return self._heartbeats.online(member_id, self._identity.member_id, threshold_s)
+
+    def candidates(self) -> list[Candidate]:
+        """Return every full member as placement sees it (domain.placement.choose takes these)."""
+        threshold_s = queries.settings(self._database).offline_threshold_s
+        own = self._identity.member_id
+        counts = queries.instance_counts(self._database)
+        return [
+            Candidate(
+                member_id=facts.id,
+                name=facts.name,
+                instances=counts.get(facts.id, 0),
+                online=self._heartbeats.online(facts.id, own, threshold_s),
+                state=facts.state,
+                architectures=frozenset(architectures.runnable(architectures.name_of(facts.architecture))),
+                groups=frozenset(facts.groups),
+                scheduler=facts.config.get("scheduler.instance") or "all",
+            )
+            for facts in queries.members(self._database)
+        ]
+
+    def _shown(self, wanted: list[MemberFacts], everyone: list[MemberFacts]) -> list[ClusterMember]:
+        status = self._consensus.status()
+        raft_roles = {member.id: member.role.value for member in status.configuration.target}
+        threshold_s = queries.settings(self._database).offline_threshold_s
+        newest = max((facts.schema, facts.api_extensions) for facts in everyone)
+        own = self._identity.member_id
+        found = []
+        for facts in wanted:
+            roles, stores = shown_roles(facts.id, facts.roles, raft_roles, status.leader)
+            sighting = self._heartbeats.sighting(facts.id, own)
+            shown, message = shown_status(facts, sighting, threshold_s, newest)
+            found.append(
+                ClusterMember(
+                    roles=roles,
+                    failure_domain=facts.failure_domain,
+                    description=facts.description,
+                    config=dict(facts.config),
+                    groups=list(facts.groups),
+                    server_name=facts.name,
+                    url=f"https://{facts.address}",
+                    database=stores,
+                    status=shown,
+                    message=message,
+                    architecture=architectures.name_of(facts.architecture),
+                )
+            )
+        return found
+
+    async def put(self, name: str, put: ClusterMemberPut) -> None:
+        """Replace what can be changed. Raises NotFoundError, BadRequestError, MemberError."""
+        self._require_cluster()
+        facts = _find(queries.members(self._database), name)
+        raft_roles = {member.id: member.role.value for member in self._consensus.status().configuration.target}
+        groups = {group.name for group in queries.groups(self._database)}
+        check_member_put(put, stores_as_voter=raft_roles.get(facts.id) == "voter", groups=groups)
+        await self._commit(
+            members_tx.update_member(
+                facts.id,
+                description=put.description,
+                failure_domain=put.failure_domain or "default",
+                config=put.config or {},
+                roles=assigned_roles(put.roles),
+                groups=put.groups or [],
+            ),
+            {"gone": NotFoundError("Cluster member not found")},
+        )
+
+    async def patch(self, name: str, patch: ClusterMemberPatch) -> None:
+        """Change what is given; config keys are merged. Raises as `put`."""
+        present = self.get(name)
+        await self.put(
+            name,
+            ClusterMemberPut(
+                roles=present.roles if patch.roles is None else patch.roles,
+                failure_domain=present.failure_domain if patch.failure_domain is None else patch.failure_domain,
+                description=present.description if patch.description is None else patch.description,
+                config={**present.config, **(patch.config or {})},
+                groups=present.groups if patch.groups is None else patch.groups,
+            ),
+        )
+
+    async def rename(self, name: str, new: str) -> None:
+        """Give a member another name. Raises NotFoundError, ConflictError if the name is taken."""
+        self._require_cluster()
+        check_member_name(new)
+        facts = _find(queries.members(self._database), name)
+        await self._commit(
+            members_tx.rename_member(facts.id, name, new),
+            {"exists": ConflictError("Conflict"), "gone": NotFoundError("Cluster member not found")},
+        )
+
+    async def state(self) -> ClusterMemberState:
+        """Return this member's own system information and pools."""
+        host = read_host_facts()
+        sources = queries.pool_sources(self._database, self._identity.member_id)
+        return ClusterMemberState(
+            sysinfo=SystemInfo(
+                uptime=host.uptime_s,
+                load_averages=list(host.load),
+                total_ram=host.total_ram,
+                free_ram=host.free_ram,
+                shared_ram=host.shared_ram,
+                buffered_ram=host.buffered_ram,
+                total_swap=host.total_swap,
+                free_swap=host.free_swap,
+                processes=host.processes,
+            ),
+            storage_pools=await asyncio.to_thread(_pool_usage, sources),
+        )
+
+    # -- removal --------------------------------------------------------------------------------------------------
+
+    async def remove(self, name: str, *, force: bool) -> RemovedMember:
+        """Take a member out of the cluster. Graceful: it must be empty and online.
+
+        Raises NotFoundError, MemberError (500, with Incus' texts).
+        """
+        self._require_cluster()
+        everyone = queries.members(self._database)
+        facts = _find(everyone, name)
+        if len(everyone) == 1:
+            raise MemberError("Member is the only member in the cluster")
+        online = self.online(facts.id)
+        if not force:
+            self._check_empty(facts)
+            if not online:
+                raise MemberError(
+                    f"Failed to connect to {facts.address}: the member is offline",
+                    remedy=f"incus cluster remove {name} --force",
+                )
+        deadline = asyncio.get_running_loop().time() + REMOVE_DEADLINE_S
+        wish = RemoveMember(facts.id, name, graceful=not force)
+        while True:
+            try:
+                await leader_ref(self._actors, self._consensus).ask(wish, deadline_s=REMOVE_DEADLINE_S)
+                break
+            except ConflictError as error:
+                raise MemberError(str(error)) from error
+            except ApiError as error:
+                if error.status != 503 or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+                if queries.member_state(self._database, facts.id) is None:
+                    break
+        return RemovedMember(facts.id, name, facts.address, online)
+
+    def _check_empty(self, facts: MemberFacts) -> None:
+        for what, found in (
+            ("instances", queries.instances_of(self._database, facts.id)),
+            ("images", queries.images_only_on(self._database, facts.id)),
+            ("custom volumes", queries.custom_volumes_of(self._database, facts.id)),
+        ):
+            if found:
+                raise MemberError(f"Node still has the following {what}: {', '.join(found)}")
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def groups(self) -> list[ClusterGroup]:
+        """Return all groups in order of name."""
+        self._require_cluster()
+        return [
+            ClusterGroup(description=g.description, members=list(g.members), name=g.name)
+            for g in queries.groups(self._database)
+        ]
+
+    def group(self, name: str) -> ClusterGroup:
+        """Return one group. Raises NotFoundError."""
+        found = next((group for group in self.groups() if group.name == name), None)
+        if found is None:
+            raise NotFoundError("Cluster_group not found")
+        return found
+
+    async def create_group(self, post: ClusterGroupPost) -> None:
+        """Create a group. Raises BadRequestError, MemberError (500: the name is taken)."""
+        self._require_cluster()
+        check_group_name(post.name)
+        members = self._known_members(post.members)
+        outcome = await self._consensus.propose(members_tx.create_group(post.name, post.description, members))
+        if not outcome.applied:
+            raise MemberError(f'Failed to create "cluster_groups" entry: {outcome.error or outcome.label}')
+        self._nudge()
+
+    async def put_group(self, name: str, put: ClusterGroupPut) -> None:
+        """Replace description and members. Raises NotFoundError, BadRequestError."""
+        present = self.group(name)
+        members = self._known_members(put.members)
+        description = present.description if put.description is None else put.description
+        self._check_not_groupless(name, members)
+        await self._commit(
+            members_tx.update_group(name, description, members), {"gone": NotFoundError("Cluster_group not found")}
+        )
+
+    async def patch_group(self, name: str, put: ClusterGroupPut) -> None:
+        """Change what is given."""
+        present = self.group(name)
+        await self.put_group(
+            name,
+            ClusterGroupPut(
+                description=put.description, members=present.members if put.members is None else put.members
+            ),
+        )
+
+    async def rename_group(self, name: str, new: str) -> None:
+        """Rename. Raises NotFoundError, ForbiddenError, ConflictError."""
+        self.group(name)
+        if name == "default":
+            raise ForbiddenError('The "default" group cannot be renamed')
+        check_group_name(new)
+        await self._commit(
+            members_tx.rename_group(name, new),
+            {
+                "gone": NotFoundError("Cluster_group not found"),
+                "exists": ConflictError(f'Name "{new}" already in use'),
+            },
+        )
+
+    async def delete_group(self, name: str) -> None:
+        """Delete an empty group. Raises NotFoundError, ForbiddenError, MemberError."""
+        if name == "default":
+            raise ForbiddenError("The 'default' cluster group cannot be deleted")
+        self.group(name)
+        await self._commit(
+            members_tx.delete_group(name),
+            {
+                "gone": NotFoundError("Cluster_group not found"),
+                "not_empty": MemberError("Only empty cluster groups can be removed"),
+            },
+        )
+
+    def _known_members(self, names: list[str] | None) -> list[str]:
+        known = {facts.name for facts in queries.members(self._database)}
+        for name in names or ():
+            if name not in known:
+                raise NotFoundError("Cluster member not found")
+        return names or []
+
+    def _check_not_groupless(self, group: str, kept: list[str]) -> None:
+        for facts in queries.members(self._database):
+            if facts.groups == (group,) and facts.name not in kept:
+                raise BadRequestError("Cluster members need to belong to at least one group")
+
+    # -- shared ---------------------------------------------------------------------------------------------------
+
+    def _require_cluster(self) -> None:
+        if not self._identity.clustered:
+            raise BadRequestError("This server is not clustered")
+
+    async def _commit(self, transaction: Transaction, conflicts: Mapping[str, ApiError]) -> Outcome:
+        outcome = await self._consensus.propose(transaction)
+        if outcome.label in conflicts:
+            raise conflicts[outcome.label]
+        if not outcome.applied:
+            raise MemberError(outcome.error or f"The change was refused: {outcome.label}")
+        self._nudge()
+        return outcome
+
+    def _nudge(self) -> None:
+        """Have the leader look at failure domains and roles now; it would in a second anyway."""
+        leader = self._consensus.status().leader
+        if leader:
+            self._actors.ref("leader/work", member=leader).tell(Nudge())
+
+
+def _find(facts: list[MemberFacts], name: str) -> MemberFacts:
+    found = next((member for member in facts if member.name == name), None)
+    if found is None:
+        raise NotFoundError("Cluster member not found")
+    return found
+
+
+def _pool_usage(sources: Mapping[str, str]) -> dict[str, dict[str, dict[str, int]]]:
+    usage = {}
+    for pool, source in sources.items():
+        try:
+            stat = os.statvfs(source)
+        except OSError:
+            continue  # not there on this machine: a warning of the storage service's says so
+        usage[pool] = {
+            "space": {"used": (stat.f_blocks - stat.f_bfree) * stat.f_frsize, "total": stat.f_blocks * stat.f_frsize},
+            "inodes": {"used": stat.f_files - stat.f_ffree, "total": stat.f_files},
+        }
+    return usage

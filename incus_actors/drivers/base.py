@@ -237,7 +237,7 @@ class ExecSession(Protocol):
         """Send a signal to the process inside; nothing if it is gone. Raises ValueError if no signal."""
 
     async def wait(self) -> int:
-        """Return the exit code: 0–255, 128+n if killed by signal n. Raises ExecError when it never ran."""
+        """Return the exit code: 0–255, 128+n if killed by signal n. All output is still to be read then."""
 
     async def close(self) -> None:
         """Kill the process if it still runs and free everything. Idempotent."""
@@ -290,7 +290,8 @@ class InstanceDriver(Protocol):
         """Return only the status, at once (for lists)."""
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
-        """Run a command inside. Raises BadRequestError "Instance is not running" / "Instance is frozen"."""
+        """Run a command inside; returns once it runs. Raises BadRequestError "Instance is not running" /
+        "Instance is frozen", ExecError with exit code 127 or 126 (the operation's text and `return`)."""
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
         """Call `on_exit` once when the running instance ends without `stop`. Replaces an earlier watch."""
@@ -300,6 +301,9 @@ class InstanceDriver(Protocol):
 
     async def recover(self, specs: Sequence[InstanceSpec]) -> list[InstanceSpec]:
         """After a daemon restart: return those that still run (verified: pid and start time)."""
+
+    async def apply_limits(self, spec: InstanceSpec) -> None:
+        """Make changed `limits.*` true for a running instance; nothing for a stopped one."""
 
     async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
         """A stopped instance gets a new name or project: move what the driver keeps for it."""

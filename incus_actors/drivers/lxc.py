@@ -1,0 +1,413 @@
+"""System containers through liblxc.
+
+Owns, per running instance, two pidfds (init and its liblxc monitor) and a netlink socket. Called by
+InstanceActor. Forks happen in `helpers/lxc_helper.py` only (DESIGN D14); a stop needs no helper at all: a
+signal to init, then the end of the monitor, which frees everything. Must never trust a pid without its start
+time, nor believe its own memory after a restart: the control group tells what runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from incus_actors.drivers import cgroups, idmap, processes
+from incus_actors.drivers.base import (
+    STOP_TIMEOUT_DEFAULT_S,
+    STOPPED,
+    Availability,
+    DriverError,
+    DriverInfo,
+    ExecRequest,
+    ExecSession,
+    ExitNotice,
+    InstanceBusyError,
+    InstanceSpec,
+    NetworkInterface,
+    OnExit,
+    RunState,
+    RunStatus,
+    StopTimeoutError,
+)
+from incus_actors.drivers.child import helper_argv, run_helper
+from incus_actors.drivers.exec_session import HelperExecSession
+from incus_actors.drivers.limits import Machine, limit_files
+from incus_actors.drivers.lxc_config import (
+    SECCOMP_POLICY,
+    LxcMachine,
+    container_group,
+    lxc_config,
+    monitor_group,
+    validate,
+)
+from incus_actors.drivers.lxc_running import RunningContainer
+from incus_actors.drivers.rootfs import RootfsOwners
+from incus_actors.errors import BadRequestError
+
+_CONTROLLERS = ("cpu", "cpuset", "memory", "devices", "pids")
+_SYSTEMD_HALT = signal.SIGRTMIN + 3
+_INIT_READY_S = 1.0
+_FREEZE_S = 10.0
+_LOCKS = Path("/run/lxc/lock")
+
+
+class LxcDriver:
+    """The InstanceDriver of real containers. `directory` is the daemon's own (`$INCUS_DIR`)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._lxc_path = directory / "instances"
+        digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10]
+        self._parent = f"incus-actors-{digest}"  # several daemons on one machine must not meet
+        self._layout = cgroups.detect()
+        self._running: dict[Path, RunningContainer] = {}
+        self._owners = RootfsOwners()
+        self._extension = _extension_directory()
+        self.info = DriverInfo("lxc", "")
+
+    # --- what is possible here ---
+
+    def availability(self) -> Availability:
+        """Return whether containers can run here; starts one helper for some 10 ms, the first time."""
+        if os.geteuid() != 0:
+            return Availability(False, "system containers need root")
+        if self._extension is None:
+            return Availability(False, "the Python binding of liblxc is not installed (pip install incus-actors[lxc])")
+        if not self._layout.roots():
+            return Availability(False, "no control groups are mounted under /sys/fs/cgroup")
+        if not Path("/proc/self/ns/user").exists():
+            return Availability(False, "this kernel has no user namespaces")
+        try:
+            idmap.default_idmap()
+            version = self.info.version or _liblxc_version(self._extension)
+        except DriverError as error:
+            return Availability(False, str(error))
+        features = {"cgroup2": self._layout.v2 is not None, "pidfd": True, "seccomp_notify": False}
+        self.info = DriverInfo("lxc", version, features)
+        return Availability(True)
+
+    def validate(self, spec: InstanceSpec) -> None:
+        """Raise BadRequestError for config or devices that this driver cannot honour. Pure."""
+        validate(spec)
+        limit_files(spec.config, self._machine(), spec.disk_name)
+
+    # --- life ---
+
+    async def prepare(self, spec: InstanceSpec) -> None:
+        """Make the volume fit to start: owners for the id map (unless the mount maps them), directories."""
+        for directory in (spec.instance_dir, spec.log_dir):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not spec.rootfs.is_dir():
+            raise DriverError(f"The root file system of {spec.name} is missing: {spec.rootfs}")
+        base = (0, 0)
+        if not spec.privileged and not await self._owners.idmapped_mounts(spec.volume_dir):
+            base = idmap.host_base(spec.idmap or idmap.default_idmap())
+        await self._owners.ensure(spec.volume_dir, base)
+
+    async def start(self, spec: InstanceSpec) -> RunState:
+        """Start, return once init runs. Raises InstanceBusyError, BadRequestError, DriverError."""
+        if self._find(spec) is not None:
+            raise InstanceBusyError("The instance is already running")
+        await self.prepare(spec)
+        _require_parents(spec)
+        facts = await self._facts(spec)
+        items = lxc_config(spec, facts)
+        facts.seccomp_file.write_text(SECCOMP_POLICY)
+        await self._remove_groups(spec)
+        with contextlib.suppress(FileNotFoundError):
+            spec.log_file.rename(spec.log_file.with_suffix(".log.old"))
+        fields = [("name", spec.disk_name), ("path", str(spec.instance_dir.parent))]
+        fields += [("config", f"{key}={value}") for key, value in items]
+        try:
+            answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
+        except DriverError as error:
+            await self._remove_groups(spec, kill=True)
+            excerpt = _log_excerpt(spec.log_file)
+            reason = excerpt.splitlines()[-1] if excerpt else str(error)
+            raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
+        if self._adopt(spec, int(answer["pid"])) is None:
+            raise DriverError(
+                f'Instance "{spec.name}" ended right after its start', log_excerpt=_log_excerpt(spec.log_file)
+            )
+        return await self.state(spec)
+
+    async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
+        """Stop and wait until every trace is gone. Raises InstanceBusyError, StopTimeoutError."""
+        running = self._find(spec)
+        if running is None:
+            raise InstanceBusyError("The instance is already stopped")
+        running.stopping = True
+        try:
+            if cgroups.is_frozen(self._layout, running.group):
+                await self._set_frozen(running, False)
+            if force:
+                running.signal_init(signal.SIGKILL)
+                await self._wait_ended(running, 30)
+            else:
+                limit_s = STOP_TIMEOUT_DEFAULT_S if timeout_s < 0 else timeout_s
+                await self._halt(running)
+                await self._wait_ended(running, limit_s)
+        finally:
+            running.stopping = False
+
+    async def _halt(self, running: RunningContainer) -> None:
+        """Send the signal that init takes as shutdown, once it can hear it."""
+        pid = running.init.pid
+        deadline = asyncio.get_running_loop().time() + _INIT_READY_S
+        while running.init.alive() and asyncio.get_running_loop().time() < deadline:
+            if processes.blocks_signal(pid, _SYSTEMD_HALT) or processes.catches_signal(pid, _SYSTEMD_HALT):
+                running.signal_init(_SYSTEMD_HALT)
+                return
+            if processes.blocks_signal(pid, signal.SIGPWR) or processes.catches_signal(pid, signal.SIGPWR):
+                break
+            await asyncio.sleep(0.01)
+        running.signal_init(signal.SIGPWR)
+
+    async def _wait_ended(self, running: RunningContainer, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(running.ended), timeout_s)
+        except TimeoutError:
+            running.refresh(self._layout)
+            raise StopTimeoutError(
+                'Failed shutting down instance, status is "Running": context deadline exceeded',
+                remedy="use --force",
+            ) from None
+        await self._remove_groups(running.spec, kill=True)
+
+    async def freeze(self, spec: InstanceSpec) -> None:
+        """Suspend every process inside. Raises InstanceBusyError if it doesn't run."""
+        await self._set_frozen(self._require(spec), True)
+
+    async def unfreeze(self, spec: InstanceSpec) -> None:
+        """Let them go on."""
+        await self._set_frozen(self._require(spec), False)
+
+    async def _set_frozen(self, running: RunningContainer, frozen: bool) -> None:
+        try:
+            cgroups.set_frozen(self._layout, running.group, frozen)
+            async with asyncio.timeout(_FREEZE_S):
+                while not cgroups.is_settled(self._layout, running.group, frozen):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)  # sysfs tells no one
+        except (OSError, TimeoutError) as error:
+            if frozen:
+                with contextlib.suppress(OSError):
+                    cgroups.set_frozen(self._layout, running.group, False)
+            word = "freeze" if frozen else "unfreeze"
+            raise DriverError(f"Failed to {word} the instance: {error or 'timed out'}") from error
+
+    async def apply_limits(self, spec: InstanceSpec) -> None:
+        """Make changed `limits.*` true for a running instance; nothing for a stopped one."""
+        running = self._find(spec)
+        if running is not None:
+            files = limit_files(spec.config, self._machine(), spec.disk_name)
+            try:
+                cgroups.write_limits(self._layout, running.group, files)
+            except OSError as error:
+                raise DriverError(f"Failed to set limits: {error.strerror} ({error.filename})") from error
+            running.spec = spec
+
+    # --- looking ---
+
+    def status(self, spec: InstanceSpec) -> RunStatus:
+        """Return only the status, at once: one or two small reads."""
+        running = self._find(spec)
+        if running is None:
+            return RunStatus.STOPPED
+        return RunStatus.FROZEN if cgroups.is_frozen(self._layout, running.group) else RunStatus.RUNNING
+
+    async def state(self, spec: InstanceSpec) -> RunState:
+        """Return what is true now; starts no process, reads some ten small files."""
+        running = self._find(spec)
+        if running is None:
+            return STOPPED
+        used = cgroups.counters(self._layout, running.group)
+        count = used.processes
+        if count < 0:
+            count = sum(1 for _ in cgroups.processes(self._layout, running.group))
+        network: dict[str, NetworkInterface] | None = None
+        with contextlib.suppress(OSError):  # it is ending under our eyes
+            network = running.network().interfaces()
+        return RunState(
+            status=RunStatus.FROZEN if cgroups.is_frozen(self._layout, running.group) else RunStatus.RUNNING,
+            init_pid=running.init.pid,
+            started_at=running.init.started_at,
+            processes=count,
+            memory_usage_bytes=used.memory_usage_bytes,
+            memory_peak_bytes=used.memory_peak_bytes,
+            memory_total_bytes=used.memory_limit_bytes or processes.memory_total_bytes(),
+            swap_usage_bytes=used.swap_usage_bytes,
+            swap_peak_bytes=used.swap_peak_bytes,
+            cpu_ns=used.cpu_ns,
+            network=network,
+        )
+
+    async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
+        """Run a command inside; returns once it runs. Raises BadRequestError, ExecError (127, 126)."""
+        running = self._find(spec)
+        if running is None:
+            raise BadRequestError("Instance is not running")
+        if cgroups.is_frozen(self._layout, running.group):
+            raise BadRequestError("Instance is frozen")
+        fields = [("name", spec.disk_name), ("path", str(spec.instance_dir.parent))]
+        return await HelperExecSession.begin(helper_argv("lxc_helper", "exec", str(self._extension)), fields, request)
+
+    def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
+        """Call `on_exit` once when the running instance ends without `stop`. Replaces an earlier watch."""
+        running = self._find(spec)
+        if running is not None:
+            running.on_exit = on_exit
+        else:
+            on_exit(ExitNotice(spec.name, spec.project, 0))
+
+    def unwatch(self, spec: InstanceSpec) -> None:
+        """Forget the watch."""
+        running = self._running.get(spec.instance_dir)
+        if running is not None:
+            running.on_exit = None
+
+    # --- across restarts and names ---
+
+    async def recover(self, specs: Sequence[InstanceSpec]) -> list[InstanceSpec]:
+        """After a daemon restart: return those that still run. Found through their control group."""
+        alive = []
+        for spec in specs:
+            if self._find(spec) is not None:
+                alive.append(spec)
+            else:
+                await self._remove_groups(spec, kill=True)
+            await asyncio.sleep(0)
+        return alive
+
+    async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
+        """A stopped instance gets a new name or project. Raises InstanceBusyError, DriverError."""
+        if self._find(spec) is not None:
+            raise InstanceBusyError("Renaming of running instance not allowed")
+        for old, target in ((spec.instance_dir, new.instance_dir), (spec.log_dir, new.log_dir)):
+            if old.exists() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                old.rename(target)
+
+    async def delete(self, spec: InstanceSpec) -> None:
+        """Remove all that the driver keeps for a stopped instance (not its volume). Idempotent."""
+        if self._find(spec) is not None:
+            raise InstanceBusyError("The instance is running")
+        await self._remove_groups(spec, kill=True)
+        for group in (f"{self._parent}/pivot", self._parent):
+            cgroups.remove_if_empty(self._layout, group)
+        for directory in (spec.instance_dir, spec.log_dir):
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # liblxc's empty lock directory; others may use it
+            (_LOCKS / str(spec.instance_dir.parent).lstrip("/")).rmdir()
+
+    async def close(self) -> None:
+        """Free watches; instances go on."""
+        for running in list(self._running.values()):
+            running.release()
+        self._running.clear()
+
+    # --- inside ---
+
+    def _find(self, spec: InstanceSpec) -> RunningContainer | None:
+        """Return the living container of this spec, adopting one that runs without our knowing."""
+        running = self._running.get(spec.instance_dir)
+        if running is not None:
+            if running.refresh(self._layout):
+                return running
+            if not running.ended.done():
+                return running  # init is gone, the monitor still tidies up (or reboots it)
+            self._running.pop(spec.instance_dir, None)
+        pid = find_init(self._layout, container_group(self._parent, spec))
+        return self._adopt(spec, pid) if pid else None
+
+    def _adopt(self, spec: InstanceSpec, pid: int) -> RunningContainer | None:
+        running = RunningContainer.adopt(spec, container_group(self._parent, spec), pid, self._forget)
+        if running is not None:
+            self._running[spec.instance_dir] = running
+        return running
+
+    def _forget(self, running: RunningContainer) -> None:
+        if self._running.get(running.spec.instance_dir) is running:
+            del self._running[running.spec.instance_dir]
+
+    def _require(self, spec: InstanceSpec) -> RunningContainer:
+        running = self._find(spec)
+        if running is None:
+            raise InstanceBusyError("The instance is not running")
+        return running
+
+    def _machine(self) -> Machine:
+        layout = self._layout
+        versions = {name: 1 if name in layout.v1 else 2 for name in _CONTROLLERS if layout.has(name)}
+        if not layout.v1 and layout.v2 is not None:
+            versions["devices"] = 2  # by BPF, no controller file
+        return Machine(processes.memory_total_bytes(), processes.online_cpus(), versions)
+
+    async def _facts(self, spec: InstanceSpec) -> LxcMachine:
+        sources = [device.get("source", "") for device in spec.devices.values() if device.get("type") == "disk"]
+        return LxcMachine(
+            machine=self._machine(),
+            idmap=() if spec.privileged else idmap.default_idmap(),
+            idmapped_mounts=not spec.privileged and await self._owners.idmapped_mounts(spec.volume_dir),
+            cgroup_parent=self._parent,
+            seccomp_file=spec.instance_dir / "seccomp",
+            file_sources=frozenset(source for source in sources if source and not Path(source).is_dir()),
+        )
+
+    async def _remove_groups(self, spec: InstanceSpec, *, kill: bool = False) -> None:
+        groups = (container_group(self._parent, spec), monitor_group(self._parent, spec))
+        if not any((root / group).exists() for root in self._layout.roots() for group in groups):
+            return
+        for group in groups:
+            left = await asyncio.to_thread(cgroups.remove, self._layout, group, kill=kill)
+            if left:
+                raise DriverError(f"Control groups of {spec.name} could not be removed: {', '.join(left)}")
+
+
+def find_init(layout: cgroups.CgroupLayout, group: str) -> int:
+    """Return the host pid of the group's init (pid 1 exactly one namespace below us), 0 if there is none."""
+    for pid in cgroups.processes(layout, group):
+        if processes.pid_inside(pid)[1:] == (1,) and processes.identity_of(pid) is not None:
+            return pid
+    return 0
+
+
+def _require_parents(spec: InstanceSpec) -> None:
+    for name, device in spec.devices.items():
+        parent = device.get("network") or device.get("parent", "")
+        if device.get("type") == "nic" and parent and not Path("/sys/class/net", parent).exists():
+            raise DriverError(f'Failed to start device "{name}": Parent device "{parent}" doesn\'t exist')
+
+
+def _log_excerpt(path: Path) -> str:
+    """Return the last error lines of liblxc's log, without its time stamps and source lines."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()[-200:]
+    except OSError:
+        return ""
+    return "\n".join(line.split(" - ", 2)[-1] for line in lines if " ERROR " in line)[-2000:]
+
+
+def _extension_directory() -> Path | None:
+    found = importlib.util.find_spec("_lxc")
+    return Path(found.origin).parent if found is not None and found.origin else None
+
+
+def _liblxc_version(extension: Path) -> str:
+    import subprocess
+
+    done = subprocess.run(
+        helper_argv("lxc_helper", "version", str(extension), "0"),
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DriverError(f"liblxc does not load: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout.strip()

@@ -1,0 +1,264 @@
+"""From an InstanceSpec to liblxc's configuration.
+
+Owns one pure function, `lxc_config`, and the checks of what it cannot express. Called by drivers/lxc.py; must
+never read the machine (facts come in as LxcMachine) nor pass on raw liblxc lines from users.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from incus_actors.drivers.base import IdMapEntry, InstanceSpec, is_true
+from incus_actors.drivers.idmap import lxc_lines
+from incus_actors.drivers.limits import Machine, limit_files
+from incus_actors.errors import BadRequestError
+
+#: Denied in every instance: they reach through namespaces or into the kernel (the list of LXC's common.seccomp).
+SECCOMP_POLICY = """2
+denylist
+reject_force_umount
+[all]
+kexec_load errno 38
+kexec_file_load errno 38
+open_by_handle_at errno 38
+init_module errno 38
+finit_module errno 38
+delete_module errno 38
+"""
+
+#: What a privileged instance keeps out of as well; an unprivileged one is bounded by its user namespace.
+_DROPPED_ALWAYS = "sys_time sys_module sys_rawio"
+_DROPPED_PRIVILEGED = "mac_admin mac_override syslog wake_alarm"
+
+#: major:minor of null, zero, full, random, urandom, tty, console, ptmx, pts/*, fuse, net/tun.
+_DEVICES_ALLOWED = (
+    "c *:* m",
+    "b *:* m",
+    *(f"c {numbers} rwm" for numbers in ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:229")),
+    "c 10:200 rwm",
+)
+_UNSUPPORTED_KEYS = ("raw.lxc", "raw.idmap", "raw.seccomp", "raw.apparmor", "raw.qemu")
+_UNSUPPORTED_TRUE = (
+    "security.idmap.isolated",
+    "security.syscalls.deny_compat",
+    "security.syscalls.intercept.bpf",
+    "security.syscalls.intercept.bpf.devices",
+    "security.syscalls.intercept.mknod",
+    "security.syscalls.intercept.mount",
+    "security.syscalls.intercept.mount.shift",
+    "security.syscalls.intercept.sched_setscheduler",
+    "security.syscalls.intercept.setxattr",
+    "security.syscalls.intercept.sysinfo",
+    "migration.stateful",
+)
+_SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}")
+_PRLIMIT = re.compile(r"limits\.kernel\.([a-z]+)")
+_SYSCTL = re.compile(r"linux\.sysctl\.([a-z0-9._/-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class LxcMachine:
+    """The facts of this machine that the configuration depends on."""
+
+    machine: Machine
+    idmap: tuple[IdMapEntry, ...]
+    idmapped_mounts: bool  #: the root file system can be mapped at mount time
+    cgroup_parent: str
+    seccomp_file: Path
+    file_sources: frozenset[str] = frozenset()  #: sources of disk devices that are no directories
+
+
+def container_group(parent: str, spec: InstanceSpec) -> str:
+    """Return the control group of the instance's processes."""
+    return f"{parent}/c-{spec.disk_name}"
+
+
+def monitor_group(parent: str, spec: InstanceSpec) -> str:
+    """Return the control group of its liblxc monitor."""
+    return f"{parent}/m-{spec.disk_name}"
+
+
+def validate(spec: InstanceSpec) -> None:
+    """Raise BadRequestError for anything that this driver would have to ignore or that is unsafe."""
+    if not _SAFE_NAME.fullmatch(spec.name):
+        raise BadRequestError(f"Invalid instance name: {spec.name}")
+    for key in _UNSUPPORTED_KEYS:
+        if spec.config.get(key):
+            raise BadRequestError(f"The configuration key {key} is not supported by this server")
+    for key in _UNSUPPORTED_TRUE:
+        if is_true(spec.config.get(key)):
+            raise BadRequestError(f"The configuration key {key} is not supported by this server")
+    for key, value in spec.config.items():
+        if "\0" in value or ("\n" in value and not key.startswith(("user.", "cloud-init.", "volatile.", "image."))):
+            raise BadRequestError(f"Invalid value for configuration key {key}")
+    for name, device in sorted(spec.devices.items()):
+        _validate_device(name, device)
+
+
+def _validate_device(name: str, device: Mapping[str, str]) -> None:
+    kind = device.get("type", "")
+    if kind == "none":
+        return
+    if kind == "nic":
+        _validate_nic(name, device)
+    elif kind == "disk":
+        if device.get("path") != "/":
+            if device.get("pool"):
+                raise BadRequestError(f'Device "{name}": attaching storage volumes is not supported by this server')
+            _mount_entry(name, device)
+    else:
+        raise BadRequestError(f'Unsupported device type "{kind}" of device "{name}"')
+
+
+def _validate_nic(name: str, device: Mapping[str, str]) -> None:
+    get = device.get
+    if get("network"):
+        parent = get("network", "")
+    elif get("nictype") in {"bridged", "macvlan", "p2p"}:
+        parent = get("parent", "")
+        if not parent and get("nictype") != "p2p":
+            raise BadRequestError(f'Device "{name}": Required property "parent" is missing')
+    else:
+        raise BadRequestError(f'Device "{name}": nictype "{get("nictype", "")}" is not supported by this server')
+    for value in (parent, get("name", name), get("host_name", "")):
+        if value and not _INTERFACE.fullmatch(value):
+            raise BadRequestError(f'Device "{name}": Invalid interface name "{value}"')
+
+
+def host_interface(spec: InstanceSpec, device: str) -> str:
+    """Return the name of a nic's end on the host; stable over restarts, at most 15 characters."""
+    known = spec.devices[device].get("host_name") or spec.config.get(f"volatile.{device}.host_name", "")
+    if known and _INTERFACE.fullmatch(known):
+        return known
+    return f"veth{zlib.crc32(f'{spec.volume_dir}/{device}'.encode()):08x}"
+
+
+def lxc_config(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
+    """Return (key, value) in the order liblxc must be given them. Raises BadRequestError."""
+    validate(spec)
+    items = [
+        ("lxc.log.file", str(spec.log_file)),
+        ("lxc.log.level", "warn"),
+        ("lxc.rootfs.path", str(spec.rootfs)),  # no "dir:" prefix: the binding reads back what it set (D14)
+        ("lxc.arch", _architecture(spec.architecture)),
+        ("lxc.uts.name", spec.name),
+        ("lxc.init.cmd", "/sbin/init"),
+        ("lxc.autodev", "1"),
+        ("lxc.pty.max", "1024"),
+        ("lxc.tty.max", "0"),
+        ("lxc.console.buffer.size", "auto"),
+        ("lxc.console.logfile", str(spec.log_dir / "console.log")),
+        ("lxc.console.size", "auto"),
+        ("lxc.seccomp.profile", str(facts.seccomp_file)),
+        ("lxc.cgroup.dir.container", container_group(facts.cgroup_parent, spec)),
+        ("lxc.cgroup.dir.monitor", monitor_group(facts.cgroup_parent, spec)),
+        ("lxc.cgroup.dir.monitor.pivot", f"{facts.cgroup_parent}/pivot"),
+    ]
+    items += _privileges(spec, facts)
+    items += _limits(spec, facts)
+    for key, value in sorted(spec.config.items()):
+        if key.startswith("environment."):
+            items.append(("lxc.environment", f"{key.removeprefix('environment.')}={value}"))
+        elif match := _PRLIMIT.fullmatch(key):
+            items.append((f"lxc.prlimit.{match[1]}", value))
+        elif match := _SYSCTL.fullmatch(key):
+            items.append((f"lxc.sysctl.{match[1]}", value))
+    return items + _network(spec) + _mounts(spec, facts.file_sources)
+
+
+def _privileges(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
+    idmap = () if spec.privileged else (spec.idmap or facts.idmap)
+    if not idmap and not spec.privileged:
+        raise BadRequestError("No id map for an unprivileged instance")
+    items = [("lxc.idmap", line) for line in lxc_lines(idmap)]
+    if idmap and facts.idmapped_mounts:
+        items.append(("lxc.rootfs.options", "idmap=container"))
+    if spec.privileged:
+        items += [
+            ("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed:force"),
+            ("lxc.cap.drop", f"{_DROPPED_ALWAYS} {_DROPPED_PRIVILEGED}"),
+        ]
+    else:
+        items += [("lxc.mount.auto", "proc:rw sys:rw cgroup:rw:force"), ("lxc.cap.drop", _DROPPED_ALWAYS)]
+    if is_true(spec.config.get("security.nesting")):
+        # A nested manager may mount proc and sysfs only if it can see a fully visible one.
+        items += [
+            ("lxc.mount.entry", "proc dev/.lxc/proc proc create=dir,optional 0 0"),
+            ("lxc.mount.entry", "sys dev/.lxc/sys sysfs create=dir,optional 0 0"),
+        ]
+    return items
+
+
+def _limits(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
+    versions = facts.machine.versions
+    items: list[tuple[str, str]] = []
+    if "devices" in versions:
+        prefix = "lxc.cgroup" if versions["devices"] == 1 else "lxc.cgroup2"
+        items.append((f"{prefix}.devices.deny", "a"))
+        items += [(f"{prefix}.devices.allow", rule) for rule in _DEVICES_ALLOWED]
+    for name, value in limit_files(spec.config, facts.machine, spec.disk_name).items():
+        prefix = "lxc.cgroup" if versions[name.partition(".")[0]] == 1 else "lxc.cgroup2"
+        items.append((f"{prefix}.{name}", value))
+    return items
+
+
+def _network(spec: InstanceSpec) -> list[tuple[str, str]]:
+    nics = [(name, device) for name, device in sorted(spec.devices.items()) if device.get("type") == "nic"]
+    if not nics:
+        return [("lxc.net.0.type", "empty"), ("lxc.net.0.flags", "up")]
+    items: list[tuple[str, str]] = []
+    for index, (name, device) in enumerate(nics):
+        prefix = f"lxc.net.{index}"
+        kind = "macvlan" if device.get("nictype") == "macvlan" else "veth"
+        items += [(f"{prefix}.type", kind), (f"{prefix}.flags", "up"), (f"{prefix}.name", device.get("name", name))]
+        parent = device.get("network") or device.get("parent", "")
+        if kind == "macvlan":
+            items.append((f"{prefix}.macvlan.mode", "bridge"))
+        else:
+            items.append((f"{prefix}.veth.pair", host_interface(spec, name)))
+        if parent and device.get("nictype") != "p2p":
+            items.append((f"{prefix}.link", parent))
+        hwaddr = device.get("hwaddr") or spec.config.get(f"volatile.{name}.hwaddr", "")
+        if hwaddr:
+            items.append((f"{prefix}.hwaddr", hwaddr))
+        if device.get("mtu"):
+            items.append((f"{prefix}.mtu", device["mtu"]))
+    return items
+
+
+def _mounts(spec: InstanceSpec, files: frozenset[str]) -> list[tuple[str, str]]:
+    return [
+        ("lxc.mount.entry", _mount_entry(name, device, device.get("source", "") in files))
+        for name, device in sorted(spec.devices.items())
+        if device.get("type") == "disk" and device.get("path") != "/"
+    ]
+
+
+def _mount_entry(name: str, device: Mapping[str, str], is_file: bool = False) -> str:
+    get = device.get
+    source, path = get("source", ""), get("path", "")
+    if not source.startswith("/") or not path.startswith("/") or "\n" in source + path:
+        raise BadRequestError(f'Device "{name}": "source" and "path" must be absolute')
+    if ".." in path.split("/"):
+        raise BadRequestError(f'Device "{name}": "path" may not hold ".."')
+    options = ["rbind" if is_true(get("recursive")) else "bind", "create=file" if is_file else "create=dir"]
+    if is_true(get("readonly")):
+        options.append("ro")
+    if not is_true(get("required", "true")):
+        options.append("optional")
+    if is_true(get("shift")):
+        options.append("idmap=container")
+    return f"{_escaped(source)} {_escaped(path.lstrip('/'))} none {','.join(options)} 0 0"
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+
+
+def _architecture(name: str) -> str:
+    return {"i686": "i686", "aarch64": "aarch64", "armv7l": "armv7l"}.get(name, name)

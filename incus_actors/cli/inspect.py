@@ -1,0 +1,118 @@
+"""`incus-actors actors` and `incus-actors raft status`: look into a running daemon.
+
+Reads /internal/* over the unix socket of $INCUS_DIR; owns the presentation only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from incus_actors.lab.client import RequestFailedError, UnixClient
+from incus_actors.settings import incus_directory
+
+
+def fetch(path: str) -> Any:
+    """Return the metadata of a GET, or end with what to do."""
+    socket = incus_directory() / "unix.socket"
+    try:
+        return UnixClient(socket).get(path, timeout_s=10)
+    except OSError as problem:
+        raise click.ClickException(
+            f"no daemon answers at {socket} ({problem}); set INCUS_DIR to its directory, or start incus-actorsd"
+        ) from None
+    except RequestFailedError as problem:
+        raise click.ClickException(str(problem)) from None
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The rows as JSON.")
+def actors(as_json: bool) -> None:
+    """Print the live supervision tree with restarts and mailbox high-water marks."""
+    rows: list[dict[str, Any]] = fetch("/internal/actors")
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    root = Tree("[bold]actors[/]  (mailbox now / most ever / limit, restarts)")
+    nodes: dict[str, Tree] = {}
+    for row in rows:
+        path = str(row["path"])
+        parent = nodes.get(path.rpartition("/")[0], root)
+        nodes[path] = parent.add(_actor_line(row), highlight=False)
+    Console(highlight=False).print(root)
+
+
+def _actor_line(row: dict[str, Any]) -> str:
+    name = str(row["path"]).rpartition("/")[2]
+    restarts = f" [red]{row['restarts']} restarts[/]" if row.get("restarts") else ""
+    state = "" if row.get("state") in (None, "running") else f" [yellow]{row['state']}[/]"
+    mailbox = f"{row['mailbox']}/{row['high_water']}/{row['mailbox_limit']}"
+    return f"[bold]{name}[/] [cyan]{row['kind']}[/] {mailbox}{restarts}{state}"
+
+
+@click.group()
+def raft() -> None:
+    """Consensus as this member sees it."""
+
+
+@raft.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def status(as_json: bool) -> None:
+    """Print term, role, indexes, members, elections and latencies."""
+    answer: dict[str, Any] = fetch("/internal/raft")
+    if as_json:
+        click.echo(json.dumps(answer, indent=1))
+        return
+    facts = answer["status"]
+    console = Console(highlight=False)
+    console.print(
+        f"member {facts['member_id']}  [bold]{facts['role']}[/] in term {facts['term']}, leader "
+        f"{facts['leader'] or 'unknown'}   cluster {facts['cluster_id']}, epoch {facts['epoch']}"
+    )
+    console.print(
+        f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
+        f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms"
+    )
+    console.print(_members_table(facts))
+    _print_numbers(console, facts)
+    for row in answer["journal"][-8:]:
+        console.print(f"  term {row['term']}: {row['role']}, leader {row['leader'] or 'none'} ({row['cause']})")
+
+
+def _members_table(facts: dict[str, Any]) -> Table:
+    table = Table(box=box.ASCII)
+    for heading in ("ID", "ROLE", "ADDRESS", "DOMAIN", "MATCH", "LAG", "STATE", "LAST CONTACT", "RTT", "LINK"):
+        table.add_column(heading)
+    peers = {peer["id"]: peer for peer in facts["peers"]}
+    configuration = facts["configuration"]
+    for member in configuration["new"] or configuration["old"]:
+        peer = peers.get(member["id"])
+        mine = member["id"] == facts["member_id"]
+        table.add_row(
+            f"{member['id']}{' *' if mine else ''}",
+            member["role"],
+            str(member["address"]).partition(" ")[0],
+            member["domain"],
+            str(facts["last"]) if mine else str(peer["match"]) if peer else "",
+            "" if mine or not peer else str(facts["last"] - peer["match"]),
+            peer["state"] if peer else "",
+            f"{peer['last_contact_ms']} ms" if peer else "",
+            f"{peer['round_trip_ms']:.1f} ms" if peer else "",
+            ("up" if peer["link"] else "down") if peer else "",
+        )
+    return table
+
+
+def _print_numbers(console: Console, facts: dict[str, Any]) -> None:
+    for name, values in sorted(facts["latency_ms"].items()):
+        console.print(f"  {name}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in values.items()))
+    depths = ", ".join(f"{k} {v}" for k, v in sorted(facts["queue_depths"].items()))
+    console.print(f"  queues: {depths or 'empty'}")
+    for name, value in sorted(facts["counters"].items()):
+        console.print(f"  {name}: {value}")

@@ -1,0 +1,364 @@
+"""Gives the core its disk, its network and its time, and does what it says, in the order it says it.
+
+The durability rule is written here once. A `WriteLog` goes to the log thread; its `then` holds the messages that
+must not leave before it is durable (R-VOTE, R-TERM, R-ACK). When the log thread says that everything up to a write
+is durable, the driver first steps `LogWritten` into the core and then sends the `then` of each of these writes, in
+order; `_release` asserts that it never does so for a write that is not confirmed. `Send` outside `then` may leave
+at once. `Apply` is handed to the apply thread, and `_apply` asserts that it reaches only what is durable here
+(R-APPLY). If a write fails, nothing that depends on it ever leaves: the driver is dead from then on.
+
+Owns the loop of the consensus thread; built by engine.py. Must never think: every decision is the core's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from incus_actors.clock import Clock
+from incus_actors.consensus import effects as fx
+from incus_actors.consensus import events as ev
+from incus_actors.consensus.api import RoleChange
+from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
+from incus_actors.consensus.lane import RaftLane
+from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
+from incus_actors.consensus.measure import Samples
+from incus_actors.consensus.messages import Envelope
+from incus_actors.consensus.types import Configuration, Entry, Index, MemberId
+
+TICK_MS = 10
+STALL_MS = 50
+_DISK_CHECK_TICKS = 100
+_STATUS_TICKS = 5
+
+
+class DriverError(Exception):
+    """The core asked for something that would break a promise; a bug, so the process stops."""
+
+
+class CoreStep(Protocol):
+    """The part of core.Core that the driver calls."""
+
+    def step(self, now_ms: int, event: ev.Event, /) -> list[fx.Effect]:
+        """Take one event, return what to do."""
+
+
+class LogWriter(Protocol):
+    """The part of LogThread that the driver calls."""
+
+    def submit(self, write: fx.WriteLog) -> None:
+        """Queue a write; answered by LogDone or LogTrouble."""
+
+    def depth(self) -> int:
+        """Return how many writes wait."""
+
+
+class StateWriter(Protocol):
+    """The part of ApplyThread that the driver calls."""
+
+    def submit(self, entries: tuple[Entry, ...]) -> None:
+        """Queue entries; answered by ApplyDone or ApplyTrouble."""
+
+    def depth(self) -> int:
+        """Return how many batches wait."""
+
+
+class Maintenance(Protocol):
+    """Compaction and snapshots (snapshot_files.py); each answers later by an event through `Driver.handle`."""
+
+    def carry_out(self, effect: MaintenanceEffect) -> None:
+        """Begin the work."""
+
+
+MaintenanceEffect: TypeAlias = (
+    fx.Compact | fx.TakeSnapshot | fx.ReadSnapshotChunk | fx.StoreSnapshotChunk | fx.InstallSnapshot
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedNotice:
+    """Told to the main loop: the state has got this far, and these topics were touched."""
+
+    index: Index
+    topics: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FatalNotice:
+    """Told to the main loop: consensus has stopped for good."""
+
+    reason: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationNotice:
+    """Told to the main loop: the state is in another file now."""
+
+    path: Path
+
+
+Notice: TypeAlias = fx.Resolve | RoleChange | fx.ConfigurationChanged | AppliedNotice | FatalNotice | GenerationNotice
+Incoming: TypeAlias = (
+    ev.Propose
+    | ev.ReadIndex
+    | ev.ChangeConfiguration
+    | ev.Transfer
+    | ev.Shutdown
+    | LogDone
+    | LogTrouble
+    | ApplyDone
+    | ApplyTrouble
+    | JobDone
+)
+
+
+class Driver:
+    """All methods run on the consensus loop. `tell` hands a notice to the main loop; `drain` empties the inbox."""
+
+    def __init__(
+        self,
+        core: CoreStep,
+        *,
+        log: LogWriter,
+        state: StateWriter,
+        lane: RaftLane,
+        clock: Clock,
+        durable_index: Index,
+        applied_index: Index,
+        own_id: MemberId,
+        directory: Path,
+        tell: Callable[[Notice], None],
+        drain: Callable[[], None],
+        publish: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._log = log
+        self._state = state
+        self._lane = lane
+        self._clock = clock
+        self._own_id = own_id
+        self._directory = directory
+        self._tell = tell
+        self._drain = drain
+        self._publish = publish
+        self._events: deque[ev.Event] = deque()
+        self._stepping = False
+        self._writes: deque[fx.WriteLog] = deque()
+        self._confirmed_id = 0
+        self._submitted_id = 0
+        self._apply_sent = applied_index
+        self.maintenance: Maintenance | None = None
+        self.durable_index = durable_index
+        self.applied_index = applied_index
+        self.dead = False
+        self.counters: dict[str, int] = {}
+        self.samples = {name: Samples() for name in ("log_wait", "log_write", "log_batch", "apply", "loop_late")}
+        self._last_tick_ms = clock.monotonic_ms()
+        self._ticks = 0
+        self._free_kib = 1 << 30
+        self._reported_full = False
+
+    def adopt(self, configuration: Configuration, index: Index) -> None:
+        """Begin with the configuration that the log has."""
+        self._use_peers(configuration)
+        self._tell(fx.ConfigurationChanged(configuration, index, index <= self.applied_index))
+
+    # Events in
+
+    def handle(self, event: ev.Event) -> None:
+        """Step an event and everything that follows from it."""
+        self._events.append(event)
+        if self._stepping:
+            return  # an effect led to an event: it waits until the effects before it are carried out
+        self._stepping = True
+        try:
+            while self._events and not self.dead:
+                for effect in self._core.step(self._clock.monotonic_ms(), self._events.popleft()):
+                    self._carry_out(effect)
+        except Exception as exc:
+            # Whatever it was, the order of effects is broken: going on could break a promise.
+            self.die(f"{type(exc).__name__}: {exc}", "fatal")
+            raise
+        finally:
+            self._stepping = False
+            if self.dead:
+                self._events.clear()
+
+    def receive(self, item: Incoming) -> None:
+        """Take one item of the inbox: a wish of the main loop or a completion of a disk thread."""
+        if self.dead:
+            return
+        match item:
+            case LogDone():
+                self._on_log_done(item)
+            case ApplyDone():
+                self._on_applied(item)
+            case JobDone():
+                item.deliver()
+            case LogTrouble():
+                self._on_log_trouble(item)
+            case ApplyTrouble():
+                self.count("apply_disk_full" if item.kind == "full" else "apply_failed")
+                if item.kind != "full":
+                    self.die(f"applying stopped: {item.reason}", "fatal")
+            case _:
+                self.handle(item)
+
+    def on_message(self, envelope: Envelope) -> None:
+        """From the lane."""
+        self.handle(ev.Receive(envelope))
+
+    def on_link_up(self, peer: MemberId) -> None:
+        """From the lane."""
+        self.handle(ev.LinkUp(peer))
+
+    def on_link_down(self, peer: MemberId, evidence: str) -> None:
+        """From the lane."""
+        self.handle(ev.LinkDown(peer, evidence))
+
+    def tick(self) -> None:
+        """Every TICK_MS: read everything that waits, account for our own stalls, let the core look at the clock."""
+        late_ms = self._clock.monotonic_ms() - self._last_tick_ms - TICK_MS
+        self._last_tick_ms = self._clock.monotonic_ms()
+        self.samples["loop_late"].add(float(max(0, late_ms)))
+        if late_ms > STALL_MS:
+            self.count("stalls")
+            self.handle(ev.Stalled(late_ms))
+        self._lane.drain()
+        self._drain()
+        if self._ticks % _DISK_CHECK_TICKS == 0:
+            space = os.statvfs(self._directory)
+            self._free_kib = space.f_bavail * space.f_frsize // 1024
+        self.handle(ev.Tick(self._clock.wall_ms(), self._free_kib))
+        self._ticks += 1
+        if self._ticks % _STATUS_TICKS == 0:
+            self._publish()
+
+    # Completions
+
+    def _on_log_done(self, done: LogDone) -> None:
+        self._reported_full = False
+        self.samples["log_wait"].add(done.waited_ms)
+        self.samples["log_write"].add(done.took_ms)
+        self.samples["log_batch"].add(float(done.writes))
+        self._confirmed_id = done.write_id
+        released: list[fx.WriteLog] = []
+        while self._writes and self._writes[0].write_id <= done.write_id:
+            write = self._writes.popleft()
+            if write.truncate_from is not None:
+                self.durable_index = min(self.durable_index, write.truncate_from - 1)
+            if write.entries:
+                self.durable_index = write.entries[-1].index
+            released.append(write)
+        self.handle(ev.LogWritten(done.write_id))
+        for write in released:
+            self._release(write)
+
+    def _release(self, write: fx.WriteLog) -> None:
+        """Send what had to wait for a write."""
+        if write.write_id > self._confirmed_id:
+            raise DriverError(f"write {write.write_id} is not durable, only {self._confirmed_id} is")
+        if not self.dead:
+            for send in write.then:
+                self._lane.send(send.envelope, bulk=send.bulk)
+
+    def _on_log_trouble(self, trouble: LogTrouble) -> None:
+        if trouble.kind == "full":
+            self.count("log_disk_full")
+            if not self._reported_full:
+                self._reported_full = True
+                self.handle(ev.LogFailed(trouble.write_id, "full"))
+            return
+        self.count("log_failed")
+        self.handle(ev.LogFailed(trouble.write_id, "io"))  # the core says Goodbye and resolves what it can
+        self.die(f"log.db can't be written: {trouble.reason}", "io")
+
+    def _on_applied(self, done: ApplyDone) -> None:
+        self.samples["apply"].add(done.took_ms)
+        position = done.batch.position
+        self.applied_index = position.index
+        for name, amount in done.batch.counters.items():
+            self.count(name, amount)
+        if done.batch.topics:
+            self._tell(AppliedNotice(position.index, frozenset(done.batch.topics)))
+        self.handle(ev.Applied(position.index, position.digest, tuple(done.batch.results)))
+
+    # Effects out
+
+    def _carry_out(self, effect: fx.Effect) -> None:
+        if self.dead:
+            return
+        match effect:
+            case fx.Send():
+                self._lane.send(effect.envelope, bulk=effect.bulk)
+            case fx.WriteLog():
+                self._write(effect)
+            case fx.Apply():
+                self._apply(effect)
+            case fx.Resolve():
+                self._tell(effect)
+            case fx.RoleChanged():
+                change = RoleChange(
+                    effect.role, effect.term, effect.leader, effect.cause, self._clock.monotonic_ms() * 1_000_000
+                )
+                self._publish()
+                self._tell(change)
+            case fx.ConfigurationChanged():
+                self._use_peers(effect.configuration)
+                self._publish()
+                self._tell(effect)
+            case fx.Count():
+                labels = "".join(f",{key}={value}" for key, value in effect.labels)
+                self.count(effect.name + labels, effect.amount)
+            case fx.Fatal():
+                self.die(effect.reason, effect.kind)
+            case _:
+                if self.maintenance is None:
+                    raise DriverError(f"nobody can carry out {type(effect).__name__}")
+                self.maintenance.carry_out(effect)
+
+    def _use_peers(self, configuration: Configuration) -> None:
+        peers = [member for member in configuration.members().values() if member.id != self._own_id]
+        self._lane.set_peers(peers, self._own_id)
+
+    def _write(self, write: fx.WriteLog) -> None:
+        if write.write_id <= self._submitted_id:
+            raise DriverError(f"write {write.write_id} comes after {self._submitted_id}")
+        self._submitted_id = write.write_id
+        self._writes.append(write)
+        self._log.submit(write)
+
+    def _apply(self, effect: fx.Apply) -> None:
+        first, last = effect.entries[0].index, effect.entries[-1].index
+        if last > self.durable_index:
+            raise DriverError(f"entry {last} is to be applied, but only {self.durable_index} is durable here")
+        if first != self._apply_sent + 1:
+            raise DriverError(f"entry {first} is to be applied after {self._apply_sent}")
+        self._apply_sent = last
+        self._state.submit(effect.entries)
+
+    def snapshot_installed(self, index: Index, path: Path) -> None:
+        """The state jumped to `index` and the log begins there: called by maintenance before its event."""
+        self._apply_sent = self.applied_index = index
+        self.durable_index = max(self.durable_index, index)
+        self._tell(GenerationNotice(path))
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[name] = self.counters.get(name, 0) + amount
+
+    def queue_depths(self) -> dict[str, int]:
+        """Return how much waits where."""
+        return {"log": self._log.depth(), "unconfirmed_writes": len(self._writes), "apply": self._state.depth()}
+
+    def die(self, reason: str, kind: str) -> None:
+        """Do nothing more, ever; the main loop is told once."""
+        if not self.dead:
+            self.dead = True
+            self._publish()
+            self._tell(FatalNotice(reason, kind))

@@ -1,0 +1,229 @@
+"""The consensus thread: its own loop, core, driver, lane and disk threads, from open to close.
+
+Owns the life of everything that runs apart from the main loop (DESIGN D16); made by runtime.py, which talks to it
+by messages only. Must never run application work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from incus_actors.clock import Clock, SystemClock
+from incus_actors.consensus import log_format as fmt
+from incus_actors.consensus.api import ConsensusStatus
+from incus_actors.consensus.apply_thread import ApplyThread
+from incus_actors.consensus.core import Core
+from incus_actors.consensus.driver import TICK_MS, Driver, FatalNotice, Incoming, Notice
+from incus_actors.consensus.inbox import Inbox
+from incus_actors.consensus.lane import LaneFactory, RaftLane
+from incus_actors.consensus.log_store import AmnesiaError, LogStore
+from incus_actors.consensus.log_thread import LogThread
+from incus_actors.consensus.priority import raise_priority
+from incus_actors.consensus.types import DurableState, Limits, Timing
+from incus_actors.consensus.view import look
+from incus_actors.state.apply import Applier
+
+log = logging.getLogger(__name__)
+
+_LATENCY_EVERY_MS = 1000
+_GOODBYE_S = 0.02  #: sockets close without lingering, so the last words need a moment
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is started with."""
+
+    directory: Path
+    lane_factory: LaneFactory
+    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=SystemClock)
+    realtime: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a started engine found."""
+
+    status: ConsensusStatus
+    state_path: Path
+
+
+class Engine:
+    """One run of consensus on a directory. `tell` is called on the consensus thread and must be quick."""
+
+    def __init__(self, settings: EngineSettings, tell: Callable[[Notice], None]) -> None:
+        self._settings = settings
+        self._tell = tell
+        self.started: Future[Started] = Future()
+        self.status: ConsensusStatus | None = None
+        self.inbox: Inbox[Incoming] | None = None
+        self.priority = "normal"
+        self._thread = threading.Thread(target=self._run, name="consensus", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._latency: dict[str, dict[str, float]] = {}
+        self._latency_at_ms = 0
+        self._next_tick_s = 0.0
+        self._tick_timer: asyncio.TimerHandle | None = None
+
+    # On the main thread
+
+    def start(self) -> None:
+        """Start the thread; `started` gets the result, or LogError, sqlite3.Error, OSError, ApplyError."""
+        self._thread.start()
+
+    def put(self, item: Incoming) -> None:
+        """Give the driver an event."""
+        if self.inbox is not None:
+            self.inbox.put(item)
+
+    def request_stop(self) -> None:
+        """Ask the thread to end after what is in the inbox; `join` waits for it."""
+        if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def join(self) -> None:
+        """Block until the thread has ended and every file is closed."""
+        self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
+
+    # On the consensus thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as exc:
+            log.exception("the consensus thread failed")
+            if not self.started.done():
+                self.started.set_exception(exc)
+            else:
+                self._tell(FatalNotice(f"{type(exc).__name__}: {exc}", "fatal"))
+
+    async def _main(self) -> None:
+        self.priority = raise_priority(realtime=self._settings.realtime)
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        try:
+            store = self._open_log()
+        except BaseException as exc:
+            self.started.set_exception(exc)
+            return
+        try:
+            await self._with_log(store)
+        finally:
+            store.close()
+
+    def _open_log(self) -> LogStore:
+        directory = self._settings.directory
+        marker = directory / fmt.AMNESIA_NAME
+        if marker.exists():
+            raise AmnesiaError(marker.read_text().strip())
+        try:
+            return LogStore(directory)
+        except AmnesiaError as exc:
+            marker.write_text(f"{exc}\n")
+            raise
+
+    async def _with_log(self, store: LogStore) -> None:
+        path = self._settings.directory / fmt.state_name(store.generation)
+        applier: Applier | None = None
+        try:
+            if store.snapshot.index > 0 and not path.exists():
+                raise AmnesiaError(f"the state file {path.name} is missing")
+            applier = Applier(path)
+            durable = store.durable_state(applier.position.index)
+        except BaseException as exc:
+            if applier is not None:
+                applier.close()
+            self.started.set_exception(exc)
+            return
+        await self._serve(store, applier, durable, path)
+
+    async def _serve(self, store: LogStore, applier: Applier, durable: DurableState, path: Path) -> None:
+        settings, clock = self._settings, self._settings.clock
+        loop = asyncio.get_running_loop()
+        lane = settings.lane_factory()
+
+        def receive(item: Incoming) -> None:
+            driver.receive(item)
+
+        self.inbox = inbox = Inbox[Incoming](loop, receive)
+        log_thread = LogThread(store, inbox.put)
+        apply_thread = ApplyThread(applier, inbox.put)
+        core = Core(
+            durable,
+            rng=random.SystemRandom(),
+            timing=settings.timing,
+            limits=settings.limits,
+            now_ms=clock.monotonic_ms(),
+            wall_ms=clock.wall_ms(),
+        )
+        driver = Driver(
+            core,
+            log=log_thread,
+            state=apply_thread,
+            lane=lane,
+            clock=clock,
+            durable_index=store.last_index,
+            applied_index=durable.applied,
+            own_id=durable.member_id,
+            directory=settings.directory,
+            tell=self._tell,
+            drain=inbox.drain,
+            publish=lambda: self._publish(core, driver, durable, lane),
+        )
+        log_thread.start()
+        apply_thread.start()
+        try:
+            await lane.start(driver)
+            driver.adopt(core.log.configuration, core.log.configuration_index)
+            self._publish(core, driver, durable, lane)
+            self._next_tick_s = loop.time()
+            self._tick(loop, driver)
+            if self.status is not None:
+                self.started.set_result(Started(self.status, path))
+            await self._until_stopped()
+        except BaseException as exc:
+            if self.started.done():
+                raise
+            self.started.set_exception(exc)
+        finally:
+            if self._tick_timer is not None:
+                self._tick_timer.cancel()
+            driver.dead = True
+            await lane.close()
+            log_thread.stop()
+            apply_thread.stop()
+
+    async def _until_stopped(self) -> None:
+        if self._stopping is None or self.inbox is None:
+            return
+        await self._stopping.wait()
+        self.inbox.drain()
+        if self.status is not None and self.status.peers:
+            await asyncio.sleep(_GOODBYE_S)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, driver: Driver) -> None:
+        driver.tick()
+        if not driver.dead:
+            self._next_tick_s = max(self._next_tick_s + TICK_MS / 1000, loop.time())
+            self._tick_timer = loop.call_at(self._next_tick_s, self._tick, loop, driver)
+
+    def _publish(self, core: Core, driver: Driver, durable: DurableState, lane: RaftLane) -> None:
+        now_ms = self._settings.clock.monotonic_ms()
+        if now_ms >= self._latency_at_ms:
+            self._latency_at_ms = now_ms + _LATENCY_EVERY_MS
+            self._latency = {name: samples.summary() for name, samples in driver.samples.items()}
+        self.status = look(core, driver, durable, lane.links(), self._latency, now_ms)

@@ -1,0 +1,434 @@
+"""Consensus for the main loop: propose, read, change members, be told.
+
+Owns the futures of everything asked and not yet answered, the subscribers, and the Database that readers use;
+implements api.py by messages to the engine's thread. Must never touch the core: it knows only events and notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+from incus_actors import tasks
+from incus_actors.clock import Clock, SystemClock
+from incus_actors.consensus import bootstrap
+from incus_actors.consensus import effects as fx
+from incus_actors.consensus import events as ev
+from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
+from incus_actors.consensus.driver import AppliedNotice, FatalNotice, GenerationNotice, Notice
+from incus_actors.consensus.engine import Engine, EngineSettings
+from incus_actors.consensus.inbox import Inbox
+from incus_actors.consensus.lane import LaneFactory
+from incus_actors.consensus.priority import raise_priority
+from incus_actors.consensus.proposal_ids import made_at_ms, new_proposal_id
+from incus_actors.consensus.resolution import no_leader, refusal
+from incus_actors.consensus.types import (
+    Configuration,
+    EntryKind,
+    Index,
+    Limits,
+    Member,
+    MemberId,
+    RaftRole,
+    Timing,
+)
+from incus_actors.errors import BadRequestError, ConflictError, ForbiddenError, OutcomeUnknownError, UnavailableError
+from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.state.codec import BodyError, encode_expire, encode_transaction
+from incus_actors.state.database import Database
+from incus_actors.state.lint import check_transaction
+
+log = logging.getLogger(__name__)
+
+ALL_TOPICS = frozenset(
+    {
+        "*",
+        "certificates",
+        "config",
+        "images",
+        "instances",
+        "members",
+        "networks",
+        "profiles",
+        "projects",
+        "schema",
+        "storage",
+        "tokens",
+        "warnings",
+    }
+)  #: told after a snapshot was installed: anything may have changed
+SESSION_LIFE_MS = 24 * 3600 * 1000
+SESSION_LIMIT = 200_000
+_EXPIRE_EVERY_S = 600.0
+_ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
+
+P = ParamSpec("P")
+
+
+class ConsensusRuntime(Consensus):
+    """Consensus on one database directory (`$INCUS_DIR/database`). All methods are called on the main loop."""
+
+    def __init__(
+        self,
+        directory: Path,
+        lane_factory: LaneFactory,
+        *,
+        timing: Timing | None = None,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        realtime: bool = True,
+        on_fatal: Callable[[str], None] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.database = Database()
+        self.on_fatal = on_fatal
+        self._clock = clock or SystemClock()
+        self._limits = limits or Limits()
+        self._realtime = realtime
+        self._settings = EngineSettings(
+            directory, lane_factory, timing or Timing(), self._limits, self._clock, realtime
+        )
+        self._engine: Engine | None = None
+        self._status: ConsensusStatus | None = None
+        self._proposals: dict[bytes, list[asyncio.Future[fx.Resolve]]] = {}
+        self._requests: dict[int, list[asyncio.Future[fx.Resolve]]] = {}
+        self._request_ids = itertools.count(1)
+        self._read_round: list[asyncio.Future[fx.Resolve]] = []
+        self._read_deadline_ms = 0
+        self._on_role: list[Callable[[RoleChange], None]] = []
+        self._on_applied: list[Callable[[Index, frozenset[str]], None]] = []
+        self._on_configuration: list[Callable[[Configuration], None]] = []
+        self._role: RoleChange | None = None
+        self._configuration: Configuration | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Open the database and take part. Raises LogLockedError, AmnesiaError, LogDamagedError, OSError..."""
+        if self._engine is not None:
+            raise RuntimeError("already started")
+        bootstrap.finish_replacement(self.directory)
+        if self._realtime:
+            raise_priority(realtime=False)  # the main thread holds the interpreter lock at times: it must get a CPU
+        inbox: Inbox[Notice] = Inbox(asyncio.get_running_loop(), self._receive)
+        engine = Engine(self._settings, inbox.put)
+        engine.start()
+        self._stopped = False
+        started = await asyncio.wrap_future(engine.started)
+        self._engine, self._status = engine, started.status
+        self.database.switch(started.state_path)
+        if self._configuration is None:
+            self._configuration = started.status.configuration
+        self._upkeep = tasks.spawn(self._expire_sessions(), name="consensus-upkeep")
+
+    async def stop(self, *, handover: bool = True) -> None:
+        """Hand leadership over if asked and possible, say goodbye, close every file."""
+        engine = self._engine
+        if engine is None:
+            return
+        if handover and engine.running and self.status().role is RaftRole.LEADER and self._others_vote():
+            await self.transfer_leadership(timeout_s=0.6)
+        self._stopped = True
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            self._upkeep = None
+        engine.put(ev.Shutdown())
+        engine.request_stop()
+        await asyncio.to_thread(engine.join)
+        self._engine = None
+        self.database.close()
+        self._fail_all("Shutting down")
+
+    async def restart(self) -> None:
+        """Stop and start again with a new lane, on the same object: subscribers and Database stay valid."""
+        await self.stop()
+        await self.start()
+
+    async def join_cluster(
+        self, *, cluster_id: bytes, epoch: int, member_id: MemberId, configuration: Configuration
+    ) -> Path:
+        """Leave the present database and go on as a new member of a cluster; return where the old one was moved.
+
+        Crash-safe: there is always either the old database or the new one. Raises as `start` and
+        bootstrap.replace_database do; after a failure the old database is served again if it still is there.
+        """
+        await self.stop()
+        try:
+            return await asyncio.to_thread(
+                bootstrap.replace_database,
+                self.directory,
+                cluster_id=cluster_id,
+                epoch=epoch,
+                member_id=member_id,
+                configuration=configuration,
+            )
+        finally:
+            self._role = self._configuration = None
+            await self.start()
+
+    def _others_vote(self) -> bool:
+        return bool(self.status().configuration.voters() - {self.member_id})
+
+    # What is so
+
+    @property
+    def member_id(self) -> MemberId:
+        """This member's id."""
+        return self.status().member_id
+
+    def status(self) -> ConsensusStatus:
+        """Return the latest published snapshot. Raises UnavailableError before the first start."""
+        status = self._engine.status if self._engine is not None else self._status
+        if status is None:
+            raise UnavailableError("Daemon is starting up")
+        self._status = status
+        return status
+
+    # Asking
+
+    async def propose(
+        self, transaction: Transaction, *, timeout_s: float = 10.0, proposal_id: bytes | None = None
+    ) -> Outcome:
+        """Replicate, apply here, return the outcome.
+
+        Raises BadRequestError (LintError) for what may not be replicated, UnavailableError, OutcomeUnknownError.
+        """
+        check_transaction(transaction)
+        try:
+            body = encode_transaction(transaction)
+        except BodyError as exc:
+            raise BadRequestError(str(exc)) from exc
+        if len(body) > self._limits.body_bytes:
+            raise BadRequestError(f"Transaction of {len(body)} bytes is too large: at most {self._limits.body_bytes}")
+        if proposal_id is not None and len(proposal_id) != 16:
+            raise BadRequestError("A proposal id has 16 bytes")
+        kind = EntryKind.SCHEMA if transaction.schema else EntryKind.SQL
+        return await self._propose(kind, body, timeout_s, proposal_id or self.new_proposal_id())
+
+    def new_proposal_id(self) -> bytes:
+        """Return an id for `propose`, so that a caller can repeat the same proposal after an unknown outcome.
+
+        Its time is at least the state's horizon: a member whose clock is far behind must still be able to write.
+        """
+        horizon_ms = int(self.database.scalar("SELECT MAX(horizon_ms) FROM _raft") or 0)
+        return new_proposal_id(max(self._clock.wall_ms(), horizon_ms + 1))
+
+    async def _propose(self, kind: EntryKind, body: bytes, timeout_s: float, proposal_id: bytes) -> Outcome:
+        engine = self._running()
+        future: asyncio.Future[fx.Resolve] = asyncio.get_running_loop().create_future()
+        waiting = self._proposals.setdefault(proposal_id, [])
+        waiting.append(future)
+        deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
+        engine.put(ev.Propose(proposal_id, kind, body, self._clock.wall_ms(), deadline_ms))
+        try:
+            async with asyncio.timeout(timeout_s + _ANSWER_GRACE_S):
+                answer = await future
+        except TimeoutError:
+            raise OutcomeUnknownError("Failed to commit transaction: no answer in time") from None
+        finally:
+            self._forget(self._proposals, proposal_id, future)
+        if answer.status == "applied" and isinstance(answer.result, Outcome):
+            return answer.result
+        raise refusal(answer, self.status())
+
+    async def read_barrier(self, *, timeout_s: float = 5.0) -> Index:
+        """Return once a local read is linearizable. Calls of one turn of the loop share one round."""
+        self._running()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[fx.Resolve] = loop.create_future()
+        if not self._read_round:
+            loop.call_soon(self._send_reads)
+        self._read_round.append(future)
+        self._read_deadline_ms = max(self._read_deadline_ms, self._clock.monotonic_ms() + int(timeout_s * 1000))
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await future
+        except TimeoutError:
+            raise no_leader(self.status()) from None
+        if answer.status != "applied":
+            raise refusal(answer, self.status())
+        return answer.index
+
+    def _send_reads(self) -> None:
+        """Start one round for everybody who asked in this turn; who asks later must not join it."""
+        request_id = next(self._request_ids)
+        self._requests[request_id], self._read_round = self._read_round, []
+        deadline_ms, self._read_deadline_ms = self._read_deadline_ms, 0
+        if self._engine is not None:
+            self._engine.put(ev.ReadIndex(request_id, deadline_ms))
+
+    async def change_configuration(self, target: tuple[Member, ...], *, timeout_s: float = 10.0) -> None:
+        """On the leader: go to these members. Raises ConflictError if busy, ForbiddenError if not the leader,
+        BadRequestError if the target is impossible, OutcomeUnknownError after the deadline."""
+        request_id = next(self._request_ids)
+        answer = await self._request(request_id, ev.ChangeConfiguration(request_id, target), timeout_s)
+        if answer is None or answer.status in {"unknown", "timeout"}:
+            raise OutcomeUnknownError("Failed to change the cluster's configuration: no answer in time")
+        if answer.status == "not_leader":
+            raise ForbiddenError("This member does not lead the cluster")
+        if answer.status == "busy":
+            raise ConflictError("The cluster's configuration is being changed already")
+        if answer.status == "invalid":
+            raise BadRequestError(f"Invalid cluster configuration: {answer.detail}".rstrip(": "))
+        if answer.status != "applied":
+            raise refusal(answer, self.status())
+
+    async def transfer_leadership(self, target: MemberId = 0, *, timeout_s: float = 2.0) -> bool:
+        """Hand leadership over; True if it moved, False if it did not (also when this member leads nothing)."""
+        request_id = next(self._request_ids)
+        answer = await self._request(request_id, ev.Transfer(request_id, target), timeout_s)
+        return answer is not None and answer.status == "applied"
+
+    async def _request(
+        self, request_id: int, event: ev.ChangeConfiguration | ev.Transfer, timeout_s: float
+    ) -> fx.Resolve | None:
+        """Return the answer to an event, None if there was none in time."""
+        engine = self._running()
+        future: asyncio.Future[fx.Resolve] = asyncio.get_running_loop().create_future()
+        self._requests[request_id] = [future]
+        engine.put(event)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            self._requests.pop(request_id, None)
+
+    def _running(self) -> Engine:
+        if self._stopped:
+            raise UnavailableError("Shutting down")
+        if self._engine is None:
+            raise UnavailableError("Daemon is starting up")
+        return self._engine
+
+    def _forget(
+        self, table: dict[bytes, list[asyncio.Future[fx.Resolve]]], key: bytes, future: asyncio.Future[fx.Resolve]
+    ) -> None:
+        waiting = table.get(key)
+        if waiting is not None and future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del table[key]
+
+    # Being told
+
+    def subscribe_role(self, callback: Callable[[RoleChange], None]) -> Callable[[], None]:
+        """Call on every role or leader change, and once at once; returns the unsubscriber."""
+        if self._role is None and self._engine is not None:
+            status = self.status()
+            now_ns = self._clock.monotonic_ms() * 1_000_000
+            self._role = RoleChange(status.role, status.term, status.leader, "startup", now_ns)
+        if self._role is not None:
+            callback(self._role)
+        return _subscribe(self._on_role, callback)
+
+    def subscribe_applied(self, callback: Callable[[Index, frozenset[str]], None]) -> Callable[[], None]:
+        """Call after transactions are applied here, with their topics; returns the unsubscriber."""
+        return _subscribe(self._on_applied, callback)
+
+    def subscribe_configuration(self, callback: Callable[[Configuration], None]) -> Callable[[], None]:
+        """Call on every new active configuration, and once at once; returns the unsubscriber."""
+        if self._configuration is not None:
+            callback(self._configuration)
+        return _subscribe(self._on_configuration, callback)
+
+    def _receive(self, notice: Notice) -> None:
+        """Take a notice of the consensus thread, on the main loop and in its order."""
+        match notice:
+            case fx.Resolve():
+                self._resolve(notice)
+            case RoleChange():
+                self._role = notice
+                _call(self._on_role, notice)
+            case AppliedNotice():
+                self._applied(notice.index, notice.topics)
+            case fx.ConfigurationChanged():
+                if notice.configuration != self._configuration:
+                    self._configuration = notice.configuration
+                    _call(self._on_configuration, notice.configuration)
+            case GenerationNotice():
+                self.database.switch(notice.path)
+                self._applied(self.status().applied, ALL_TOPICS)
+            case FatalNotice():
+                self._fatal(notice)
+
+    def _applied(self, index: Index, topics: frozenset[str]) -> None:
+        _call(self._on_applied, index, topics)
+
+    def _resolve(self, answer: fx.Resolve) -> None:
+        if isinstance(answer.key, bytes):
+            futures = self._proposals.pop(answer.key, [])
+        else:
+            futures = self._requests.pop(answer.key, [])
+        for future in futures:
+            if not future.done():
+                future.set_result(answer)
+
+    def _fatal(self, notice: FatalNotice) -> None:
+        log.error("consensus stopped: %s", notice.reason)
+        self._stopped = True
+        self._fail_all(notice.reason)
+        if self.on_fatal is not None and self._engine is not None:  # else `start` raises, and that says it
+            self.on_fatal(notice.reason)
+
+    def _fail_all(self, reason: str) -> None:
+        """Nobody will answer any more: proposals may or may not have happened."""
+        waiting = [*self._proposals.values(), *self._requests.values(), self._read_round]
+        self._proposals, self._requests, self._read_round = {}, {}, []
+        for future in itertools.chain.from_iterable(waiting):
+            if not future.done():
+                future.set_result(fx.Resolve(0, "unknown", detail=reason))
+
+    # Upkeep
+
+    async def _expire_sessions(self) -> None:
+        """On the leader, from time to time: let everybody forget the same answers (CONSENSUS 3.11)."""
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            try:
+                await self.expire_sessions()
+            except UnavailableError as exc:
+                log.info("answered proposals are not forgotten yet: %s", exc)
+
+    async def expire_sessions(self, *, life_ms: int = SESSION_LIFE_MS, limit: int = SESSION_LIMIT) -> int:
+        """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
+        many. Raises UnavailableError."""
+        if self.status().role is not RaftRole.LEADER:
+            return 0
+        cutoff_ms = self._clock.wall_ms() - life_ms
+        surplus = self.database.scalar(
+            "SELECT proposal_id FROM _sessions ORDER BY proposal_id DESC LIMIT 1 OFFSET ?", (limit,)
+        )
+        if surplus is not None:
+            cutoff_ms = max(cutoff_ms, made_at_ms(surplus))
+        oldest = self.database.scalar("SELECT MIN(proposal_id) FROM _sessions")
+        if oldest is None or made_at_ms(oldest) > cutoff_ms:
+            return 0
+        outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms), 10.0, self.new_proposal_id())
+        return sum(outcome.changed)
+
+
+def _subscribe(callbacks: list[Callable[..., None]], callback: Callable[..., None]) -> Callable[[], None]:
+    callbacks.append(callback)
+
+    def unsubscribe() -> None:
+        if callback in callbacks:
+            callbacks.remove(callback)
+
+    return unsubscribe
+
+
+def _call(callbacks: list[Callable[P, None]], *values: P.args, **_none: P.kwargs) -> None:
+    """Tell every subscriber; one that fails must not keep the others from hearing."""
+    for callback in tuple(callbacks):
+        try:
+            callback(*values, **_none)
+        except Exception:
+            log.exception("a subscriber of consensus failed")

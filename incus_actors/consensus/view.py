@@ -1,0 +1,63 @@
+"""What the consensus thread shows of itself.
+
+Owns the making of ConsensusStatus from the core and the driver, on the consensus loop; the engine publishes it and
+the main loop reads the latest. Must never be changed after it was published: two threads see it.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from incus_actors.consensus.api import ConsensusStatus, PeerStatus
+from incus_actors.consensus.core import Core
+from incus_actors.consensus.driver import Driver
+from incus_actors.consensus.types import DurableState, MemberId
+
+
+def look(
+    core: Core,
+    driver: Driver,
+    durable: DurableState,
+    links: frozenset[MemberId],
+    latency_ms: dict[str, dict[str, float]],
+    now_ms: int,
+) -> ConsensusStatus:
+    """Return a status of this moment. `latency_ms` is made less often than the rest, by the caller."""
+    return ConsensusStatus(
+        member_id=core.id,
+        cluster_id=str(UUID(bytes=durable.cluster_id)),
+        epoch=core.epoch,
+        role=core.role,
+        term=core.term,
+        leader=core.leader,
+        commit=core.commit,
+        applied=driver.applied_index,
+        last=core.log.last,
+        durable=core.log.durable,
+        first=core.log.first,
+        configuration=core.log.configuration,
+        peers=_peers(core, links, now_ms),
+        counters=dict(driver.counters),
+        queue_depths=driver.queue_depths(),
+        latency_ms=latency_ms,
+        loop_late_ms=latency_ms.get("loop_late", {}).get("p99", 0.0),
+    )
+
+
+def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerStatus, ...]:
+    progress = core.leadership.progress if core.leadership is not None else {}
+    peers: list[PeerStatus] = []
+    for member in core.log.configuration.members():
+        if member == core.id:
+            continue
+        found = progress.get(member)
+        if found is None:
+            peers.append(PeerStatus(member, 0, "unknown", -1, 0.0, member in links))
+        else:
+            contact_ms = max(0, now_ms - found.contact_ms)
+            peers.append(
+                PeerStatus(
+                    member, found.match, str(found.state.value), contact_ms, found.round_trip_ms, member in links
+                )
+            )
+    return tuple(peers)

@@ -89,6 +89,14 @@ class MembersService:
         facts = queries.members(self._database)
         return self._shown([_find(facts, name)], facts)[0]
 
+    def id_of(self, name: str) -> int:
+        """Return a member's id. Raises NotFoundError."""
+        self._require_cluster()
+        found = queries.member_id(self._database, name)
+        if found is None:
+            raise NotFoundError("Cluster member not found")
+        return found
+
     def online(self, member_id: int) -> bool:
         """Return whether the member was heard of within cluster.offline_threshold."""
         threshold_s = queries.settings(self._database).offline_threshold_s

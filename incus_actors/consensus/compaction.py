@@ -1,0 +1,56 @@
+"""When the log may become shorter (CONSENSUS 3.10, R-TRUNC).
+
+Owns the decision only; called after entries have been applied. The state must be durable up to the point that is
+dropped: the driver checkpoints it first and answers with Compacted.
+"""
+
+from __future__ import annotations
+
+from incus_actors.consensus.effects import Compact
+from incus_actors.consensus.node import Node
+from incus_actors.consensus.types import Index
+
+ONLINE_MS = 10_000
+
+
+def consider(node: Node) -> None:
+    """Ask the driver to compact when the log is long or heavy, one request at a time."""
+    log, limits = node.log, node.limits
+    if node.compacting or node.receiver.installing:
+        return
+    applied = min(node.applied, log.durable)
+    long = applied - log.mark.index >= 2 * limits.retained_entries
+    heavy = log.bytes > limits.log_bytes
+    if not (long or heavy):
+        return
+    index = applied - limits.retained_entries if not heavy else applied - _light_tail(node, applied)
+    if log.bytes <= limits.log_bytes_catching_up and log.last - log.mark.index < 16 * limits.retained_entries:
+        index = min(index, _slowest_online(node))
+    if index - log.mark.index < max(1, limits.retained_entries // 8):
+        return
+    node.compacting = True
+    node.emit(Compact(index))
+
+
+def _light_tail(node: Node, applied: Index) -> int:
+    """Return how many of the newest applied entries to keep so that they weigh at most half of the bound."""
+    log, budget, kept = node.log, node.limits.log_bytes // 2, 0
+    while kept < node.limits.retained_entries and applied - kept >= log.first:
+        budget -= len(log.entry(applied - kept).body)
+        if budget < 0:
+            break
+        kept += 1
+    return kept
+
+
+def _slowest_online(node: Node) -> Index:
+    """Return how far everyone has come whom we heard lately; the log waits for them up to its bounds."""
+    leadership = node.leadership
+    if leadership is None:
+        return node.log.last
+    online = [
+        progress.match
+        for progress in leadership.progress.values()
+        if progress.contact_ms >= node.now - ONLINE_MS and not progress.excluded
+    ]
+    return min(online, default=node.log.last)

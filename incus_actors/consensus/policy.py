@@ -1,0 +1,211 @@
+"""Who should vote, stand by, or only follow (CONSENSUS 3.9, DESIGN D6).
+
+Owns one pure function; the leader calls it about once a second and proposes what it returns. It must never make
+the set of voters smaller because somebody is offline, and never touch the leader's own vote.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from incus_actors.consensus.types import Configuration, Member, MemberId, Role
+
+
+@dataclass(frozen=True, slots=True)
+class MemberHealth:
+    """What the leader knows about a member: time since its last answer, how much log it lacks."""
+
+    contact_age_ms: int
+    lag: int
+    caught_up: bool
+
+
+def plan(
+    configuration: Configuration,
+    health: Mapping[MemberId, MemberHealth],
+    max_voters: int,
+    max_standby: int,
+    *,
+    leader: MemberId = 0,
+    offline_after_ms: int = 20_000,
+    voter_offline_after_ms: int = 5_000,
+) -> tuple[Member, ...] | None:
+    """Return the members as they should be next, or None to leave them. One step at a time.
+
+    `health` comes from the leader; a member that it does not list counts as offline. An offline voter is
+    replaced after `voter_offline_after_ms` when a standby is ready, by anyone else only after
+    `offline_after_ms`. `leader` never loses its vote here.
+    """
+    if configuration.joint:
+        return None
+    view = _View(configuration, health, leader, offline_after_ms, voter_offline_after_ms)
+    wanted = wanted_voters(len(configuration.old), max_voters)
+    for rule in (_replace_voter, _add_voters, _drop_voters):
+        changes = rule(view, wanted)
+        if changes and view.keeps_quorum(changes):
+            return view.after(changes)
+    changes = _balance_standbys(view, wanted, max_standby)
+    return view.after(changes) if changes else None
+
+
+def wanted_voters(members: int, max_voters: int) -> int:
+    """Return how many voters are best: one of one or two members, then an odd number up to `max_voters`."""
+    if members < 3:
+        return 1
+    most = min(members, max(3, max_voters))
+    return most if most % 2 else most - 1
+
+
+Changes = dict[MemberId, Role]
+
+
+class _View:
+    """A configuration with its health, and the questions that the rules ask."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        health: Mapping[MemberId, MemberHealth],
+        leader: MemberId,
+        offline_after_ms: int,
+        voter_offline_after_ms: int,
+    ) -> None:
+        self.members = configuration.old
+        self.health = health
+        self.leader = leader
+        self.offline_after_ms = offline_after_ms
+        self.voter_offline_after_ms = voter_offline_after_ms
+        self.voters = self.having(Role.VOTER)
+        self.standbys = self.having(Role.STANDBY)
+        self.spares = self.having(Role.SPARE)
+
+    def having(self, role: Role) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.role is role)
+
+    def silent_ms(self, member: Member) -> int:
+        if member.id == self.leader:
+            return 0
+        known = self.health.get(member.id)
+        return 1 << 62 if known is None else known.contact_age_ms
+
+    def online(self, member: Member) -> bool:
+        return self.silent_ms(member) < self.offline_after_ms
+
+    def answers(self, member: Member) -> bool:
+        """Online by the strict measure that voters are held to."""
+        return self.silent_ms(member) < self.voter_offline_after_ms
+
+    def ready(self, member: Member) -> bool:
+        known = self.health.get(member.id)
+        return known is not None and known.caught_up and self.answers(member)
+
+    def lag(self, member: Member) -> int:
+        known = self.health.get(member.id)
+        return 1 << 62 if known is None else known.lag
+
+    def best(self, candidates: tuple[Member, ...], beside: tuple[Member, ...], count: int) -> tuple[Member, ...]:
+        """Return up to `count` candidates: those in the emptiest failure domains, least behind, lowest id."""
+        crowd = Counter(member.domain for member in beside)
+        left, chosen = list(candidates), list[Member]()
+        while left and len(chosen) < count:
+            found = min(left, key=lambda member: (crowd[member.domain], self.lag(member), member.id))
+            left.remove(found)
+            chosen.append(found)
+            crowd[found.domain] += 1
+        return tuple(chosen)
+
+    def most_redundant(self, candidates: tuple[Member, ...]) -> Member | None:
+        """Return who can go best: offline first, then from the fullest domain, most behind, highest id."""
+        crowd = Counter(member.domain for member in candidates)
+        free = [member for member in candidates if member.id != self.leader]
+        return max(
+            free,
+            key=lambda member: (not self.online(member), crowd[member.domain], self.lag(member), member.id),
+            default=None,
+        )
+
+    def after(self, changes: Changes) -> tuple[Member, ...]:
+        return tuple(replace(m, role=changes[m.id]) if m.id in changes else m for m in self.members)
+
+    def keeps_quorum(self, changes: Changes) -> bool:
+        """Whether the voters that answer are a majority before and after: else the change would never commit."""
+        for members in (self.members, self.after(changes)):
+            voters = [member for member in members if member.role is Role.VOTER]
+            if 2 * sum(self.answers(member) for member in voters) <= len(voters):
+                return False
+        return True
+
+
+def _replace_voter(view: _View, wanted: int) -> Changes:
+    """One dead voter out and one live member in, in a single joint step; without a successor it stays."""
+    if len(view.voters) > wanted:
+        return {}
+    silent = [m for m in view.voters if not view.answers(m) and m.id != view.leader]
+    ready = tuple(m for m in view.standbys if view.ready(m))
+    if not silent or not ready:
+        return {}
+    gone = max(silent, key=lambda member: (view.silent_ms(member), member.id))
+    staying = tuple(member for member in view.voters if member.id != gone.id)
+    successor = view.best(ready, staying, 1)[0]
+    return {gone.id: Role.STANDBY, successor.id: Role.VOTER}
+
+
+def _add_voters(view: _View, wanted: int) -> Changes:
+    """More voters, but never an even number on the way: from one the next step is three."""
+    ready = tuple(member for member in view.standbys if view.ready(member))
+    reachable = min(wanted, len(view.voters) + len(ready))
+    target = reachable if reachable % 2 else reachable - 1
+    if target <= len(view.voters):
+        return {}
+    chosen = view.best(ready, view.voters, target - len(view.voters))
+    return {member.id: Role.VOTER for member in chosen}
+
+
+def _drop_voters(view: _View, wanted: int) -> Changes:
+    """Fewer voters because fewer are wanted, never because one is offline."""
+    if len(view.voters) <= wanted:
+        return {}
+    gone = view.most_redundant(view.voters)
+    return {} if gone is None else {gone.id: Role.STANDBY}
+
+
+def _balance_standbys(view: _View, wanted: int, max_standby: int) -> Changes:
+    """Fill the standby places with who is online; who may soon vote stands by first."""
+    missing_voters = max(0, wanted - len(view.voters))
+    offline_voters = sum(not view.online(member) for member in view.voters)
+    places = max_standby + missing_voters
+    if len(view.members) == 2 or (offline_voters and not max_standby):
+        places = max(places, 1)
+    spares = tuple(member for member in view.spares if view.online(member))
+    if len(view.standbys) < places and spares:
+        chosen = view.best(spares, (*view.voters, *view.standbys), 1)[0]
+        return {chosen.id: Role.STANDBY}
+    dead = [member for member in view.standbys if not view.online(member)]
+    if dead and spares:
+        successor = view.best(spares, view.voters, 1)[0]
+        return {max(dead, key=view.silent_ms).id: Role.SPARE, successor.id: Role.STANDBY}
+    if len(view.standbys) > places:
+        gone = view.most_redundant(view.standbys)
+        return {} if gone is None else {gone.id: Role.SPARE}
+    return {}
+
+
+class PlanPacer:
+    """Hysteresis of CONSENSUS 3.9 rule 7: a change every 2 s at most, none within 3 s of an election."""
+
+    CHANGE_PAUSE_MS = 2_000
+    ELECTION_PAUSE_MS = 3_000
+
+    def __init__(self) -> None:
+        self._changed_ms = -self.CHANGE_PAUSE_MS
+
+    def may_change(self, now_ms: int, leading_since_ms: int) -> bool:
+        """Return whether a change may be proposed now."""
+        settled = now_ms - leading_since_ms >= self.ELECTION_PAUSE_MS
+        return settled and now_ms - self._changed_ms >= self.CHANGE_PAUSE_MS
+
+    def changed(self, now_ms: int) -> None:
+        """Note that a change has been proposed."""
+        self._changed_ms = now_ms

@@ -1,0 +1,195 @@
+"""Proposals of this member until they are applied here, and the leader's intake of everybody's.
+
+Owns pending proposals with their retries: forwarded to the leader, held while there is none, sent again with the
+same id after every change of leader (CONSENSUS 3.12). It must never answer "applied" before the entry has been
+applied on this member, nor anything else to a client whose entry may still be committed, except "unknown" at the
+deadline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from incus_actors.consensus.effects import Resolve
+from incus_actors.consensus.events import Propose as LocalProposal
+from incus_actors.consensus.messages import Envelope, Propose, ProposeResponse
+from incus_actors.consensus.node import NEVER, Node
+from incus_actors.consensus.types import NOBODY, EntryKind, Index, MemberId, RaftRole
+
+if TYPE_CHECKING:
+    from incus_actors.consensus.leader import Leadership
+
+PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.FEATURE})
+#: what a full disk refuses; the rest is small and helps to get out of it
+DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
+FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid"})
+
+
+@dataclass(slots=True)
+class Pending:
+    """A local proposal without an answer. `sent`: it may be in somebody's log."""
+
+    kind: EntryKind
+    body: bytes
+    wall_ms: int
+    deadline_ms: int
+    sent: bool = False
+    retry_at_ms: int = NEVER
+
+
+@dataclass(slots=True)
+class ProposalBook:
+    """Local proposals by id, in the order in which they came."""
+
+    node: Node
+    pending: dict[bytes, Pending] = field(default_factory=dict)
+    size: int = 0  #: bytes of all bodies
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    def add(self, event: LocalProposal) -> None:
+        """Take a local proposal, or refuse it at once."""
+        node, limits = self.node, self.node.limits
+        size = len(event.body)
+        known = self.pending.get(event.proposal_id)
+        if known is not None:
+            known.deadline_ms = max(known.deadline_ms, event.deadline_ms)
+            return
+        status = ""
+        if size > limits.body_bytes:
+            status = "too_large"
+        elif event.kind not in PROPOSABLE or len(event.proposal_id) != 16:
+            status = "invalid"
+        elif len(self.pending) >= limits.pending_proposals or self.size + size > limits.uncommitted_bytes:
+            status = "busy"
+        if status:
+            node.count("proposals_refused", status=status)
+            node.emit(Resolve(event.proposal_id, status))
+            return
+        pending = Pending(event.kind, event.body, event.wall_ms, event.deadline_ms)
+        self.pending[event.proposal_id] = pending
+        self.size += size
+        node.wake_at(event.deadline_ms)
+        self._dispatch(event.proposal_id, pending)
+
+    def dispatch_all(self) -> None:
+        """Leadership has changed: send everything without an answer again, under the same ids."""
+        if self.node.leader != NOBODY:
+            for proposal_id, pending in list(self.pending.items()):
+                self._dispatch(proposal_id, pending)
+
+    def _dispatch(self, proposal_id: bytes, pending: Pending) -> None:
+        node = self.node
+        if node.leadership is not None:
+            status = take(node, node.leadership, proposal_id, pending.kind, pending.body, node.id)
+            if status in FINAL_REFUSALS:
+                self._end(proposal_id, status)
+            elif not status:
+                pending.sent = True
+            pending.retry_at_ms = NEVER
+        elif node.leader not in (NOBODY, node.id):
+            pending.sent = True
+            pending.retry_at_ms = node.now + node.timing.proposal_retry_ms
+            node.wake_at(pending.retry_at_ms)
+            node.send(node.leader, Propose(proposal_id, pending.kind, pending.body, pending.wall_ms))
+
+    def _end(self, proposal_id: bytes, status: str, index: Index = 0, result: object = None) -> None:
+        ended = self.pending.pop(proposal_id, None)
+        if ended is not None:
+            self.size -= len(ended.body)
+            self.node.emit(Resolve(proposal_id, status, index, result))
+
+    def applied(self, index: Index, results: tuple[tuple[bytes, object], ...]) -> None:
+        """Entries have been applied here: answer whoever proposed them here."""
+        for proposal_id, result in results:
+            if proposal_id in self.pending:
+                self._end(proposal_id, "applied", index, result)
+
+    def refused(self, message: ProposeResponse) -> None:
+        """The leader does not take it. Only what it can never have logged is final."""
+        pending = self.pending.get(message.proposal_id)
+        if pending is None:
+            return
+        if message.status in FINAL_REFUSALS:
+            self._end(message.proposal_id, message.status)
+        else:
+            pending.retry_at_ms = self.node.now + self.node.timing.heartbeat_ms
+            self.node.wake_at(pending.retry_at_ms)
+
+    def fail_all(self) -> None:
+        """This process stops: nobody will ever answer here."""
+        for proposal_id, pending in list(self.pending.items()):
+            self._end(proposal_id, "unknown" if pending.sent else "timeout")
+
+    def tick(self) -> None:
+        """End what is past its deadline, ask again what has had no answer."""
+        if not self.pending:
+            return
+        now, wake = self.node.now, NEVER
+        for proposal_id, pending in list(self.pending.items()):
+            if pending.deadline_ms <= now:
+                self._end(proposal_id, "unknown" if pending.sent else "timeout")
+                continue
+            if pending.retry_at_ms <= now:
+                self._dispatch(proposal_id, pending)
+            wake = min(wake, pending.deadline_ms, pending.retry_at_ms)
+        self.node.wake_at(wake)
+
+
+def take(node: Node, leadership: Leadership, proposal_id: bytes, kind: EntryKind, body: bytes, origin: MemberId) -> str:
+    """Append a proposal on the leader. Returns "" when it is, or already was, in the log; else why not."""
+    if leadership.transfer is not None:
+        return "dropped"
+    known = node.log.proposals.get(proposal_id)
+    if known is not None and not _is_applied_at(node, leadership, known, origin):
+        return ""
+    limits = node.limits
+    if leadership.uncommitted_bytes + len(body) > limits.uncommitted_bytes:
+        return "busy"
+    if node.log.last - node.commit >= 2 * limits.pending_proposals:
+        return "busy"
+    if kind in DATA and disk_refuses(node, leadership):
+        return "disk_full"
+    entry = node.log.make(node.term, kind, node.wall_ms(), proposal_id, body)
+    node.stage_entry(entry)
+    leadership.uncommitted_bytes += len(body)
+    if origin != node.id:
+        leadership.origins.append((entry.index, origin))
+    return ""
+
+
+def _is_applied_at(node: Node, leadership: Leadership, index: Index, origin: MemberId) -> bool:
+    """Whether the asker has applied that entry and yet asks: it must have missed the result (a snapshot, a
+    restart), so it needs another entry, which the state's own dedup answers with the first result."""
+    if origin == node.id:
+        return index <= node.apply_sent
+    progress = leadership.progress.get(origin)
+    return progress is not None and index <= progress.applied
+
+
+def disk_refuses(node: Node, leadership: Leadership) -> bool:
+    """Return whether the leader, or so many voters that no quorum has space, are low on disk (3.4)."""
+    if node.low_on_disk():
+        return True
+    minimum = node.limits.min_free_kib
+    roomy = {member for member, progress in leadership.progress.items() if progress.free_kib >= minimum}
+    roomy.add(node.id)
+    return any(2 * len(voters - roomy) > len(voters) for voters in node.voter_sets)
+
+
+def on_propose(node: Node, envelope: Envelope, message: Propose) -> None:
+    """Another member forwards a proposal."""
+    status = "not_leader"
+    if node.role is RaftRole.LEADER and node.leadership is not None:
+        if message.kind not in PROPOSABLE or len(message.proposal_id) != 16:
+            status = "invalid"
+        elif len(message.body) > node.limits.body_bytes:
+            status = "too_large"
+        else:
+            leadership = node.leadership
+            status = take(node, leadership, message.proposal_id, message.kind, message.body, envelope.source)
+    if status:
+        node.count("proposals_refused", status=status)
+        node.send(envelope.source, ProposeResponse(message.proposal_id, status, node.leader))

@@ -1,0 +1,66 @@
+"""Read-only views of the core for status, metrics and the role policy.
+
+Owns plain copies; called from Core. Must never hand out anything that lets a caller change the core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from incus_actors.consensus.node import Node
+from incus_actors.consensus.policy import MemberHealth
+from incus_actors.consensus.types import Index, MemberId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """The leader's view of one other member. Times in milliseconds."""
+
+    id: MemberId
+    match: Index
+    next: Index
+    state: str  #: probe, replicate, snapshot, excluded
+    contact_age_ms: int
+    round_trip_ms: float
+    in_flight: int
+    applied: Index
+    free_kib: int
+    caught_up: bool
+    link: bool
+
+
+CAUGHT_UP_ROUNDS = 3
+
+
+def peer_views(node: Node) -> tuple[PeerView, ...]:
+    """Return one view per other member, sorted by id; empty unless leading."""
+    if node.leadership is None:
+        return ()
+    return tuple(
+        PeerView(
+            progress.id,
+            progress.match,
+            progress.next,
+            "excluded" if progress.excluded else progress.state.value,
+            node.now - progress.contact_ms,
+            progress.round_trip_ms,
+            len(progress.in_flight),
+            progress.applied,
+            progress.free_kib,
+            progress.caught_up_rounds >= CAUGHT_UP_ROUNDS,
+            node.link_up(progress.id),
+        )
+        for progress in node.leadership.progress.values()
+    )
+
+
+def health(node: Node) -> dict[MemberId, MemberHealth]:
+    """Return the health of every member as the leader sees it, for policy.plan; empty unless leading."""
+    if node.leadership is None:
+        return {}
+    found = {
+        view.id: MemberHealth(view.contact_age_ms, max(0, node.commit - view.match), view.caught_up)
+        for view in peer_views(node)
+    }
+    found[node.id] = MemberHealth(0, 0, True)
+    return dict(sorted(found.items()))

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from incus_actors import tasks
 from incus_actors.clock import Clock, SystemClock
@@ -67,6 +67,7 @@ _EXPIRE_EVERY_S = 600.0
 _ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ConsensusRuntime(Consensus):
@@ -145,10 +146,16 @@ class ConsensusRuntime(Consensus):
         self.database.close()
         self._fail_all("Shutting down")
 
-    async def restart(self) -> None:
-        """Stop and start again with a new lane, on the same object: subscribers and Database stay valid."""
+    async def restart(self, change: Callable[[], T] | None = None) -> T | None:
+        """Stop, run `change` in a thread (it may exchange the directory), start again with a new lane on the same
+        object: subscribers and Database stay valid. Started again even if `change` raises, which is then raised."""
         await self.stop()
-        await self.start()
+        try:
+            return None if change is None else await asyncio.to_thread(change)
+        finally:
+            if change is not None:
+                self._role = self._configuration = None
+            await self.start()
 
     async def join_cluster(
         self, *, cluster_id: bytes, epoch: int, member_id: MemberId, configuration: Configuration
@@ -158,19 +165,17 @@ class ConsensusRuntime(Consensus):
         Crash-safe: there is always either the old database or the new one. Raises as `start` and
         bootstrap.replace_database do; after a failure the old database is served again if it still is there.
         """
-        await self.stop()
-        try:
-            return await asyncio.to_thread(
-                bootstrap.replace_database,
+        aside = await self.restart(
+            lambda: bootstrap.replace_database(
                 self.directory,
                 cluster_id=cluster_id,
                 epoch=epoch,
                 member_id=member_id,
                 configuration=configuration,
             )
-        finally:
-            self._role = self._configuration = None
-            await self.start()
+        )
+        assert aside is not None  # noqa: S101 - replace_database returns a path or raises
+        return aside
 
     def _others_vote(self) -> bool:
         return bool(self.status().configuration.voters() - {self.member_id})

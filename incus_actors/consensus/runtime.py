@@ -174,7 +174,7 @@ class ConsensusRuntime(Consensus):
                 configuration=configuration,
             )
         )
-        assert aside is not None  # noqa: S101 - replace_database returns a path or raises
+        assert aside is not None
         return aside
 
     def _others_vote(self) -> bool:

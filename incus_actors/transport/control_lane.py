@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from incus_actors.consensus.lane import LaneListener
 from incus_actors.consensus.messages import Envelope
@@ -20,6 +21,8 @@ from incus_actors.transport.mesh import REMOVED, Mesh, Target
 from incus_actors.transport.options import LaneOptions
 from incus_actors.transport.tally import Tally
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 KIND_RAFT = 1
@@ -30,14 +33,14 @@ CONTROL_OPTIONS = LaneOptions("control", CONTROL_MAX)
 class ControlLane:
     """Sends and receives Raft envelopes. Everything but `counters` and `receive_bulk` belongs to the consensus loop.
 
-    `bulk`: called with envelopes that were sent with bulk=True (snapshot chunks), on the consensus loop; it must hand
+    `bind_host` None: listen nowhere until `rebind` (a standalone server). `bulk`: called with envelopes that were sent with bulk=True (snapshot chunks), on the consensus loop; it must hand
     them to the bulk lane without waiting. Without it they go over this lane.
     """
 
     def __init__(
         self,
         keys: CurveKeys,
-        bind_host: str,
+        bind_host: str | None,
         port: int = 0,
         *,
         bulk: Callable[[Envelope], None] | None = None,
@@ -64,6 +67,10 @@ class ControlLane:
         """Listen elsewhere from now on (the member got its cluster address). Returns the port. Raises OSError."""
         return self._mesh.rebind(host, port)
 
+    def unbind(self) -> None:
+        """Listen nowhere (a standalone server again)."""
+        self._mesh.unbind()
+
     def set_peers(self, members: Iterable[Member], own_id: MemberId) -> None:
         """See RaftLane. A member whose address is not understood is left out, counted and logged."""
         self._mesh.set_peers(targets_of(members, own_id, self._mesh.tally, lambda a: a.control_port))
@@ -88,6 +95,17 @@ class ControlLane:
         self._listener = None
         self._loop = None
         await self._mesh.close()
+
+    async def on_own_loop(self, change: Callable[[], T]) -> T:
+        """Run `change` on the consensus loop, from any other loop; returns what it returns, raises what it raises."""
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("the lane is not started")
+
+        async def call() -> T:
+            return change()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop))
 
     def counters(self) -> dict[str, int]:
         """Return what was sent, received, dropped and why. Any thread."""

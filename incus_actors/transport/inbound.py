@@ -71,8 +71,10 @@ class Inbound:
 
     def bind(self, host: str, port: int) -> int:
         """Listen there (port 0: any free one) instead of where it listened; returns the port. Raises OSError."""
-        self._socket.setsockopt(zmq.IPV6, int(":" in host))
         before = self._endpoint
+        if before and before == endpoint(host, port):
+            return port
+        self._socket.setsockopt(zmq.IPV6, int(":" in host))
         try:
             self._socket.bind(endpoint(host, port))
         except zmq.ZMQError as error:
@@ -81,6 +83,12 @@ class Inbound:
         if before:
             self._socket.unbind(before)
         return int(self._endpoint.rsplit(":", 1)[1])
+
+    def unbind(self) -> None:
+        """Listen nowhere."""
+        before, self._endpoint = self._endpoint, ""
+        if before:
+            self._socket.unbind(before)
 
     def is_up(self, member: int) -> bool:
         """Whether this member has a connection to us."""

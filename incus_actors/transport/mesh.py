@@ -63,8 +63,8 @@ class Mesh:
         self._zap: ZapHandler | None = None
         self._inbound: Inbound | None = None
 
-    def start(self, host: str, port: int) -> int:
-        """Bind on the running loop; returns the port. Raises OSError if it is taken."""
+    def start(self, host: str | None, port: int) -> int:
+        """Bind on the running loop (host None: listen nowhere yet); returns the port. Raises OSError if it is taken."""
         asyncio.get_running_loop()
         context = self._context = zmq.Context(io_threads=1)
         self._zap = ZapHandler(context, self._options.name, self._allowed, self.tally)
@@ -78,7 +78,8 @@ class Mesh:
             on_up=self._inbound_up,
             on_down=self._inbound_down,
         )
-        self.rebind(host, port)
+        if host is not None:
+            self.rebind(host, port)
         peers, self._peers = self._peers, {}
         self.set_peers(peers)
         return self.bound_port
@@ -89,6 +90,12 @@ class Mesh:
             raise RuntimeError("the lane is not started")
         self.bound_port = self._inbound.bind(host, port)
         return self.bound_port
+
+    def unbind(self) -> None:
+        """Listen nowhere; connections that stand are kept."""
+        if self._inbound is not None:
+            self._inbound.unbind()
+        self.bound_port = 0
 
     # -- peers -----------------------------------------------------------------------------------------------------
 

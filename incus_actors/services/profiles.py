@@ -1,0 +1,240 @@
+"""Profiles: create, show, change, rename, delete (CONTRACT 12).
+
+Owns their rules with Incus' texts; called by rest/profile_routes.py. Instances take a change over by themselves:
+they read their profiles whenever they are started or shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain import transactions_profiles as transactions
+from incus_actors.domain.instances import DEVICE_TYPES
+from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
+from incus_actors.model import config_keys
+from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
+from incus_actors.services.proposing import (
+    DuplicateError,
+    Expect,
+    TransactionConflictError,
+    propose,
+    until_unchanged,
+)
+from incus_actors.services.urls import url_of
+from incus_actors.state.queries import networks as network_queries
+from incus_actors.state.queries import profiles as queries
+from incus_actors.state.queries.profiles import ProfileRow
+from incus_actors.state.queries.projects import ProjectRow, owner_of
+from incus_actors.state.reader import Reader
+
+Devices = Mapping[str, Mapping[str, str]]
+
+_NIC_TYPES = frozenset(["bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"])
+_DISK_OPTIONS = frozenset(
+    [
+        "boot.priority", "ceph.cluster_name", "ceph.user_name", "initial.gid", "initial.mode", "initial.uid", "io.bus",
+        "io.cache", "limits.max", "limits.read", "limits.write", "path", "pool", "propagation", "raw.mount.options",
+        "readonly", "recursive", "required", "shift", "size", "size.state", "source", "type",
+    ]
+)  # fmt: skip
+
+
+class ProfileService:
+    """`project` in every method is what the request names; the profiles may belong to "default" (features.profiles)."""
+
+    def __init__(self, *, consensus: Consensus, database: Reader) -> None:
+        self._consensus = consensus
+        self._database = database
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def list(self, project: str | None) -> list[Profile]:
+        """Return the profiles that a project uses, or those of all projects (None). Raises NotFoundError."""
+        project_id = None if project is None else self._owner(project).id
+        return [_shown(row) for row in queries.profiles(self._database, project_id)]
+
+    def get(self, project: str, name: str) -> Profile:
+        """Return one profile. Raises NotFoundError."""
+        return _shown(self._row(self._owner(project), name, "Fetch profile: Profile not found"))
+
+    def owner(self, project: str) -> str:
+        """Return the name of the project whose profiles a project uses. Raises NotFoundError."""
+        return self._owner(project).name
+
+    def _owner(self, project: str) -> ProjectRow:
+        owner = owner_of(self._database, project, "profiles")
+        if owner is None:
+            raise NotFoundError(f'Failed loading project "{project}": Project not found')
+        return owner
+
+    def _row(self, owner: ProjectRow, name: str, missing: str) -> ProfileRow:
+        row = queries.profile(self._database, owner.id, name)
+        if row is None:
+            raise NotFoundError(missing)
+        return row
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def create(self, project: str, post: ProfilesPost) -> None:
+        """Create a profile. Raises BadRequestError, MemberError (500: it exists), NotFoundError (no project)."""
+        owner = self._owner(project)
+        check_name(post.name)
+        config = config_keys.without_empty(post.config)
+        devices = _canonical_devices(post.devices)
+        self._check(owner, config, devices)
+        transaction = transactions.create_profile(owner.id, post.name, post.description or "", config, devices)
+        try:
+            await propose(self._consensus, transaction)
+        except DuplicateError:
+            raise MemberError(f'Error inserting "{post.name}" into database: The profile already exists') from None
+        except TransactionConflictError:
+            raise NotFoundError(f'Failed loading project "{project}": Project not found') from None
+
+    async def update(
+        self, project: str, name: str, put: ProfilePut, *, patch: bool = False, expect: Expect | None = None
+    ) -> None:
+        """Replace (PUT) or merge (`patch`) config, devices and description.
+
+        Raises NotFoundError, PreconditionFailedError, MemberError (500, as Incus, for what is invalid).
+        """
+        owner = self._owner(project)
+        sign = "=" if patch else " "
+        missing = f'Failed to retrieve profile{sign}"{name}": Profile not found'
+
+        async def attempt() -> None:
+            row = self._row(owner, name, missing)
+            if expect is not None:
+                expect(editable(_shown(row)))
+            if patch:
+                config = config_keys.merged(row.config, (put.config or {}).items())
+                devices = {**row.devices, **_canonical_devices(put.devices)}
+                description = row.description if put.description is None else put.description
+            else:
+                config = config_keys.without_empty(put.config)
+                devices = _canonical_devices(put.devices)
+                description = put.description or ""
+            try:
+                self._check(owner, config, devices)
+            except BadRequestError as error:
+                raise MemberError(str(error)) from None
+            guards = transactions.profile_guards(row.id, row.description, row.config, row.devices)
+            await propose(
+                self._consensus,
+                transactions.replace_profile(row.id, (owner.id, name), guards, description, config, devices),
+            )
+
+        await until_unchanged(attempt)
+
+    async def rename(self, project: str, name: str, post: NamePost) -> None:
+        """Rename. Raises BadRequestError, ForbiddenError, MemberError (500: unknown or taken)."""
+        owner = self._owner(project)
+        if name == "default":
+            raise ForbiddenError('The "default" profile cannot be renamed')
+        check_name(post.name)
+        taken = f'Profile "{post.name}" already exists'
+        if queries.profile(self._database, owner.id, post.name) is not None:
+            raise MemberError(taken)
+        row = queries.profile(self._database, owner.id, name)
+        if row is None:
+            raise MemberError(f'Profile "{name}" doesn\'t exist')
+        try:
+            await propose(self._consensus, transactions.rename_profile(row.id, owner.id, name, post.name))
+        except TransactionConflictError as conflict:
+            raise MemberError(taken if conflict.label == "exists" else f'Profile "{name}" doesn\'t exist') from None
+
+    async def delete(self, project: str, name: str) -> None:
+        """Delete. Raises ForbiddenError (default), NotFoundError, MemberError (500: in use)."""
+        owner = self._owner(project)
+        if name == "default":
+            raise ForbiddenError('The "default" profile cannot be deleted')
+        row = self._row(owner, name, "Profile not found")
+        try:
+            await propose(self._consensus, transactions.delete_profile(row.id))
+        except TransactionConflictError as conflict:
+            if conflict.label == "in_use":
+                raise MemberError("Profile is currently in use") from None
+            raise NotFoundError("Profile not found") from None
+
+    def _check(self, owner: ProjectRow, config: Mapping[str, str], devices: Devices) -> None:
+        try:
+            config_keys.validate_instance_config(config, profile=True)
+        except config_keys.ConfigError as error:
+            raise BadRequestError(str(error)) from None
+        networks = {
+            row.name: row.type
+            for row in network_queries.networks(self._database)
+            if row.project == (owner.name if owner.has("networks") else "default")
+        }
+        for name, device in sorted(devices.items()):
+            problem = _device_problem(name, device, networks, owner.name)
+            if problem:
+                raise BadRequestError(f'Device validation failed for "{name}": {problem}')
+
+
+def check_name(name: str) -> None:
+    """Raise BadRequestError for what can't be a profile's name."""
+    if not name:
+        raise BadRequestError("No name provided")
+    if "/" in name:
+        raise BadRequestError("Profile names may not contain slashes")
+    if name in {".", ".."}:
+        raise BadRequestError(f'Invalid profile name "{name}"')
+
+
+def editable(profile: Profile) -> object:
+    """Return what the ETag of a profile covers."""
+    return [profile.config, profile.description, profile.devices]
+
+
+def _shown(row: ProfileRow) -> Profile:
+    return Profile(
+        config=row.config,
+        description=row.description,
+        devices=row.devices,
+        name=row.name,
+        used_by=[url_of("instances", instance, project=project) for project, instance in row.used_by],
+        project=row.project,
+    )
+
+
+def _canonical_devices(devices: Devices | None) -> dict[str, dict[str, str]]:
+    return {
+        name: {option: value for option, value in sorted(device.items()) if value != "" or option == "type"}
+        for name, device in sorted((devices or {}).items())
+    }
+
+
+def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str, str], project: str) -> str:
+    """Return what a real Incus says against a profile's device, or nothing. What depends on the machine (does the
+    parent exist, is the pool there) is found out when an instance with it is started."""
+    kind = device.get("type", "")
+    problem = ""
+    if not kind:
+        problem = "Missing device type in config"
+    elif kind not in DEVICE_TYPES:
+        problem = "Unsupported device type"
+    elif kind == "nic":
+        problem = _nic_problem(device, networks, project)
+    elif kind == "disk":
+        return _disk_problem(device)
+    return problem and f'Failed loading device "{name}": {problem}'
+
+
+def _nic_problem(device: Mapping[str, str], networks: Mapping[str, str], project: str) -> str:
+    network = device.get("network", "")
+    if network:
+        missing = f'Failed to load network "{network}" for project "{project}": Network not found'
+        return "" if network in networks else missing
+    return "" if device.get("nictype", "") in _NIC_TYPES else "Unsupported device type"
+
+
+def _disk_problem(device: Mapping[str, str]) -> str:
+    unknown = sorted(device.keys() - _DISK_OPTIONS)
+    if unknown:
+        return f'Invalid device option "{unknown[0]}"'
+    if device.get("path") == "/" and not device.get("source"):
+        return "" if device.get("pool") else 'Root disk entry must have a "pool" property set'
+    if not device.get("source") and not device.get("pool"):
+        return 'Disk entry is missing the required "source" or "path" property'
+    return ""

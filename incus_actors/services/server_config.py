@@ -1,0 +1,153 @@
+"""The server's configuration: global keys, this member's keys, and telling the daemon when they change.
+
+Owns the semantics of PUT and PATCH /1.0 (CONTRACT 7.1); called by rest/server_routes.py, read by everybody through
+`value`. Must never store a listen address that can't be bound here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain.transactions_config import change_server_config
+from incus_actors.errors import BadRequestError, MemberError
+from incus_actors.identity import Identity
+from incus_actors.model import config_keys
+from incus_actors.services import listen_check
+from incus_actors.services.proposing import Expect, propose, until_unchanged
+from incus_actors.state.queries import config as queries
+from incus_actors.state.reader import Reader
+from incus_actors.tasks import spawn
+
+_log = logging.getLogger(__name__)
+
+#: Gets the names of the changed keys and the whole configuration of this member.
+ConfigHook = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
+
+CheckBind = Callable[[str, str, Mapping[str, str]], Awaitable[None]]
+
+
+class ServerConfigService:
+    """Call `start` once the database can be read; hooks run from then on, one change after the other."""
+
+    def __init__(
+        self,
+        *,
+        consensus: Consensus,
+        database: Reader,
+        identity: Identity,
+        check_bind: CheckBind = listen_check.check_bind,
+    ) -> None:
+        self._consensus = consensus
+        self._database = database
+        self._identity = identity
+        self._check_bind = check_bind
+        self._hooks: list[ConfigHook] = []
+        self._seen: dict[str, str] = {}
+        self._telling = asyncio.Lock()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def effective(self) -> dict[str, str]:
+        """Return what `GET /1.0` shows: global keys and this member's own, without defaults."""
+        return queries.server_config(self._database, self._identity.member_id)
+
+    def value(self, key: str) -> str:
+        """Return the value in effect on this member: what is set, or the default, or ""."""
+        return config_keys.server_value(self.effective(), key)
+
+    def configured(self, key: str) -> str:
+        """Return what is set, without defaults."""
+        return self.effective().get(key, "")
+
+    # -- being told ---------------------------------------------------------------------------------------------------
+
+    def on_change(self, hook: ConfigHook) -> Callable[[], None]:
+        """Call `hook` after every change, wherever it was made; return the unsubscriber. Its errors are logged."""
+        self._hooks.append(hook)
+        return lambda: self._hooks.remove(hook)
+
+    def start(self) -> None:
+        """Take the present configuration as known and follow it from now on."""
+        self._seen = self.effective()
+        self._unsubscribe = self._consensus.subscribe_applied(self._applied)
+
+    def stop(self) -> None:
+        """Follow no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    def _applied(self, _index: int, topics: frozenset[str]) -> None:
+        if "config" in topics:
+            spawn(self._tell(), name="config-hooks")
+
+    async def _tell(self) -> None:
+        async with self._telling:
+            now = self.effective()
+            changed = frozenset(key for key in now.keys() | self._seen.keys() if now.get(key) != self._seen.get(key))
+            self._seen = now
+            if not changed:
+                return
+            for hook in tuple(self._hooks):
+                try:
+                    await hook(changed, now)
+                except Exception:
+                    _log.exception("acting on the changed configuration (%s) failed", ", ".join(sorted(changed)))
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def replace(self, values: Mapping[str, str] | None, *, expect: Expect | None = None) -> frozenset[str]:
+        """PUT: keys that are absent go back to their defaults, except `user.*`. Return the names that changed.
+
+        Raises BadRequestError (unknown key or bad value), MemberError (500: an address that can't be bound, a
+        cluster address that would change), PreconditionFailedError.
+        """
+        return await self._change(values or {}, keep_absent=config_keys.is_user_key, expect=expect)
+
+    async def patch(self, values: Mapping[str, str] | None, *, expect: Expect | None = None) -> frozenset[str]:
+        """PATCH: keys that are absent stay. Return the names that changed. Raises as `replace`."""
+        return await self._change(values or {}, keep_absent=lambda _: True, expect=expect)
+
+    async def _change(
+        self, values: Mapping[str, str], *, keep_absent: Callable[[str], bool], expect: Expect | None
+    ) -> frozenset[str]:
+        try:
+            given = config_keys.canonical_server_values(values)
+        except config_keys.ConfigError as error:
+            raise BadRequestError(str(error)) from None
+
+        async def attempt() -> frozenset[str]:
+            member_id = self._identity.member_id
+            shared = queries.global_config(self._database)
+            local = queries.member_config(self._database, member_id)
+            if expect is not None:
+                expect(dict(sorted({**shared, **local}.items())))
+            wanted = {key: value for key, value in {**shared, **local}.items() if keep_absent(key)}
+            wanted = config_keys.merged(wanted, given.items())
+            new_shared = {key: value for key, value in wanted.items() if not config_keys.is_local(key)}
+            new_local = {key: value for key, value in wanted.items() if config_keys.is_local(key)}
+            await self._check_addresses(local, new_local)
+            old = {**shared, **local}
+            changed = frozenset(key for key in old.keys() | wanted.keys() if old.get(key) != wanted.get(key))
+            if changed:
+                transaction = change_server_config(member_id, (shared, new_shared), (local, new_local))
+                await propose(self._consensus, transaction)
+            return changed
+
+        changed = await until_unchanged(attempt)
+        if changed:
+            await self._tell()
+        return changed
+
+    async def _check_addresses(self, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+        key = "cluster.https_address"
+        if self._identity.clustered and old.get(key, "") != new.get(key, ""):
+            raise MemberError("Changing cluster.https_address is currently not supported")
+        for key in ("core.https_address", "cluster.https_address", "core.metrics_address"):
+            address = new.get(key, "")
+            if address and address != old.get(key, ""):
+                await self._check_bind(key, address, old)

@@ -24,7 +24,7 @@ from incus_actors.consensus.engine import Engine, EngineSettings
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory
 from incus_actors.consensus.priority import raise_priority
-from incus_actors.consensus.proposal_ids import made_at_ms, new_proposal_id
+from incus_actors.consensus.proposal_ids import ProposalIds, made_at_ms
 from incus_actors.consensus.resolution import no_leader, refusal
 from incus_actors.consensus.types import (
     Configuration,
@@ -38,6 +38,7 @@ from incus_actors.consensus.types import (
 )
 from incus_actors.errors import BadRequestError, ConflictError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.state.apply import TOO_OLD
 from incus_actors.state.codec import BodyError, encode_expire, encode_transaction
 from incus_actors.state.database import Database
 from incus_actors.state.lint import check_transaction
@@ -98,6 +99,9 @@ class ConsensusRuntime(Consensus):
         self._proposals: dict[bytes, list[asyncio.Future[fx.Resolve]]] = {}
         self._requests: dict[int, list[asyncio.Future[fx.Resolve]]] = {}
         self._request_ids = itertools.count(1)
+        self._ids = ProposalIds()
+        self._horizon_ms = 0
+        self._outgoing: list[ev.Propose] = []
         self._read_round: list[asyncio.Future[fx.Resolve]] = []
         self._read_deadline_ms = 0
         self._on_role: list[Callable[[RoleChange], None]] = []
@@ -124,8 +128,10 @@ class ConsensusRuntime(Consensus):
         started = await asyncio.wrap_future(engine.started)
         self._engine, self._status = engine, started.status
         self.database.switch(started.state_path)
-        if self._configuration is None:
+        self._read_horizon()
+        if self._configuration != started.status.configuration:  # the first start, or the database was exchanged
             self._configuration = started.status.configuration
+            _call(self._on_configuration, self._configuration)
         self._upkeep = tasks.spawn(self._expire_sessions(), name="consensus-upkeep")
 
     async def stop(self, *, handover: bool = True) -> None:
@@ -214,23 +220,34 @@ class ConsensusRuntime(Consensus):
         if proposal_id is not None and len(proposal_id) != 16:
             raise BadRequestError("A proposal id has 16 bytes")
         kind = EntryKind.SCHEMA if transaction.schema else EntryKind.SQL
-        return await self._propose(kind, body, timeout_s, proposal_id or self.new_proposal_id())
+        if proposal_id is not None:
+            return await self._propose(kind, body, timeout_s, proposal_id)
+        outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())
+        if outcome.error == TOO_OLD:  # our clock is far behind, and the horizon has moved since we looked
+            self._read_horizon()
+            outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())
+        return outcome
 
     def new_proposal_id(self) -> bytes:
         """Return an id for `propose`, so that a caller can repeat the same proposal after an unknown outcome.
 
         Its time is at least the state's horizon: a member whose clock is far behind must still be able to write.
         """
-        horizon_ms = int(self.database.scalar("SELECT MAX(horizon_ms) FROM _raft") or 0)
-        return new_proposal_id(max(self._clock.wall_ms(), horizon_ms + 1))
+        return self._ids.new(max(self._clock.wall_ms(), self._horizon_ms + 1))
+
+    def _read_horizon(self) -> None:
+        self._horizon_ms = int(self.database.scalar("SELECT MAX(horizon_ms) FROM _raft") or 0)
 
     async def _propose(self, kind: EntryKind, body: bytes, timeout_s: float, proposal_id: bytes) -> Outcome:
-        engine = self._running()
-        future: asyncio.Future[fx.Resolve] = asyncio.get_running_loop().create_future()
+        self._running()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[fx.Resolve] = loop.create_future()
         waiting = self._proposals.setdefault(proposal_id, [])
         waiting.append(future)
         deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
-        engine.put(ev.Propose(proposal_id, kind, body, self._clock.wall_ms(), deadline_ms))
+        if not self._outgoing:
+            loop.call_soon(self._send_proposals)
+        self._outgoing.append(ev.Propose(proposal_id, kind, body, self._clock.wall_ms(), deadline_ms))
         try:
             async with asyncio.timeout(timeout_s + _ANSWER_GRACE_S):
                 answer = await future
@@ -241,6 +258,12 @@ class ConsensusRuntime(Consensus):
         if answer.status == "applied" and isinstance(answer.result, Outcome):
             return answer.result
         raise refusal(answer, self.status())
+
+    def _send_proposals(self) -> None:
+        """Hand over what was proposed in this turn of the loop with one wake-up: it is logged together."""
+        events, self._outgoing = self._outgoing, []
+        if self._engine is not None:
+            self._engine.put(*events)
 
     async def read_barrier(self, *, timeout_s: float = 5.0) -> Index:
         """Return once a local read is linearizable. Calls of one turn of the loop share one round."""
@@ -360,6 +383,7 @@ class ConsensusRuntime(Consensus):
                     _call(self._on_configuration, notice.configuration)
             case GenerationNotice():
                 self.database.switch(notice.path)
+                self._read_horizon()
                 self._applied(self.status().applied, ALL_TOPICS)
             case FatalNotice():
                 self._fatal(notice)
@@ -405,6 +429,7 @@ class ConsensusRuntime(Consensus):
     async def expire_sessions(self, *, life_ms: int = SESSION_LIFE_MS, limit: int = SESSION_LIMIT) -> int:
         """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
         many. Raises UnavailableError."""
+        self._read_horizon()
         if self.status().role is not RaftRole.LEADER:
             return 0
         cutoff_ms = self._clock.wall_ms() - life_ms

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from incus_actors.consensus.log_thread import JobDone
 from incus_actors.consensus.priority import raise_priority
@@ -41,13 +42,23 @@ class ApplyTrouble:
     reason: str
 
 
+_Item: TypeAlias = "tuple[Entry, ...] | Callable[[], Callable[[], None]] | None"
+
+
+class _Nothing:
+    """No item, where None is one (the end)."""
+
+
+_NOTHING = _Nothing()
+
+
 class ApplyThread:
     """Applies what it is given, in order. `post` is called on the apply thread."""
 
     def __init__(self, applier: Applier, post: Callable[[ApplyDone | ApplyTrouble | JobDone], None]) -> None:
         self.applier = applier
         self._post = post
-        self._queue: SimpleQueue[tuple[Entry, ...] | Callable[[], Callable[[], None]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="consensus-apply", daemon=True)
         self._stopping = threading.Event()
         self._failed = False
@@ -78,10 +89,14 @@ class ApplyThread:
 
     def _run(self) -> None:
         raise_priority()
+        waiting: _Item | _Nothing = _NOTHING
         while True:
-            item = self._queue.get()
+            item = self._queue.get() if isinstance(waiting, _Nothing) else waiting
+            waiting = _NOTHING
             if item is None:
                 return
+            if isinstance(item, tuple):
+                item, waiting = self._gather(item)
             if self._failed:
                 continue
             try:
@@ -93,6 +108,21 @@ class ApplyThread:
             except (ApplyError, sqlite3.Error, OSError) as exc:
                 self._failed = True
                 self._post(ApplyTrouble("fatal", f"{type(exc).__name__}: {exc}"))
+
+    def _gather(self, first: tuple[Entry, ...]) -> tuple[tuple[Entry, ...], _Item | _Nothing]:
+        """Return what can be applied together: one transaction costs more than one entry. And the item behind."""
+        parts = [first]
+        size = len(first)
+        while size < MAX_BATCH:
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+            if not isinstance(item, tuple):
+                return sum(parts, ()), item
+            parts.append(item)
+            size += len(item)
+        return (sum(parts, ()) if len(parts) > 1 else first), _NOTHING
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:
         for start in range(0, len(entries), MAX_BATCH):

@@ -80,10 +80,10 @@ class Engine:
         """Start the thread; `started` gets the result, or LogError, sqlite3.Error, OSError, ApplyError."""
         self._thread.start()
 
-    def put(self, item: Incoming) -> None:
-        """Give the driver an event."""
+    def put(self, *items: Incoming) -> None:
+        """Give the driver some events."""
         if self.inbox is not None:
-            self.inbox.put(item)
+            self.inbox.put(*items)
 
     def request_stop(self) -> None:
         """Ask the thread to end after what is in the inbox; `join` waits for it."""

@@ -26,9 +26,9 @@ class Inbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: T) -> None:
-        """Append an item and wake the loop, unless it is awake for an earlier one."""
-        self._items.append(item)
+    def put(self, *items: T) -> None:
+        """Append items and wake the loop, unless it is awake for earlier ones."""
+        self._items.extend(items)
         if not self._woken:
             self._woken = True
             try:

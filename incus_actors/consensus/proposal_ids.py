@@ -9,12 +9,18 @@ from __future__ import annotations
 import secrets
 
 
-def new_proposal_id(wall_ms: int) -> bytes:
-    """Return a fresh id made at `wall_ms`."""
-    rest = bytearray(secrets.token_bytes(10))
-    rest[0] = 0x70 | (rest[0] & 0x0F)
-    rest[2] = 0x80 | (rest[2] & 0x3F)
-    return (wall_ms & 0xFFFFFFFFFFFF).to_bytes(6, "big") + bytes(rest)
+class ProposalIds:
+    """Makes ids that no other process makes: 44 random bits of this one, then a counter."""
+
+    def __init__(self) -> None:
+        bits = secrets.randbits(44)
+        self._process = (0x7000 | bits >> 32).to_bytes(2, "big") + (0x80000000 | bits & 0x3FFFFFFF).to_bytes(4, "big")
+        self._counter = 0
+
+    def new(self, wall_ms: int) -> bytes:
+        """Return a fresh id made at `wall_ms`."""
+        self._counter = (self._counter + 1) & 0xFFFFFFFF
+        return (wall_ms & 0xFFFFFFFFFFFF).to_bytes(6, "big") + self._process + self._counter.to_bytes(4, "big")
 
 
 def made_at_ms(proposal_id: bytes) -> int:

@@ -30,7 +30,7 @@ from incus_actors.state.lint import schema_problems
 NOOP, CONFIG, SQL, SCHEMA, EXPIRE = 0, 1, 2, 3, 4
 
 _EMPTY: Final = b"\0" * 8
-_TOO_OLD: Final = "proposal is older than the memory of answered proposals"
+TOO_OLD: Final = "proposal is older than the memory of answered proposals"
 #: Result codes that say something about the statement, not about this machine.
 _DETERMINISTIC: Final = frozenset(
     {
@@ -224,7 +224,7 @@ class Applier:
             return decode_outcome(row[0])
         if int.from_bytes(record.proposal_id[:6], "big") <= before.horizon_ms:
             batch.count("proposals_too_old")
-            return Outcome("error", record.index, error=_TOO_OLD)
+            return Outcome("error", record.index, error=TOO_OLD)
         return None
 
     def _expire(self, record: Record, before: Position) -> tuple[Outcome, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -22,6 +22,7 @@ from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
 from incus_actors.consensus.configuration import encode_configuration
+from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan
 from incus_actors.consensus.types import Configuration, Member, RaftRole, Role
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.domain import transactions_members as members_tx
@@ -40,6 +41,7 @@ TICK_S = 1.0
 PENDING_GRACE_S = 120.0  #: a join without any sign of life for this long is undone
 ORPHAN_GRACE_S = 3600.0  #: an interactive join has this long between using its token and joining
 CHANGE_DEADLINE_S = 15.0
+CAUGHT_UP_ENTRIES = 64  #: CONSENSUS 3.9
 
 
 @remote_message("leader.accept")
@@ -97,25 +99,6 @@ class RoleSeen(msgspec.Struct, frozen=True):
     term: int
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyView:
-    """What the role policy decides from."""
-
-    status: ConsensusStatus
-    target: tuple[Member, ...]  #: with the failure domains that the database says
-    online: frozenset[int]
-    silent_s: dict[int, float]  #: for how long each member was not heard of
-    full_members: frozenset[int]  #: whose join has ended
-    max_voters: int
-    max_standby: int
-    leading_s: float
-    since_change_s: float
-
-
-#: Returns the members to go to, or None to stay (CONSENSUS 3.9).
-RolePolicy = Callable[[PolicyView], tuple[Member, ...] | None]
-
-
 @dataclass(frozen=True)
 class LeaderTools:
     """What the actors of this module work with."""
@@ -123,8 +106,6 @@ class LeaderTools:
     consensus: Consensus
     database: Reader
     heartbeats: HeartbeatTable
-    policy: RolePolicy
-    expire: Callable[[int], Awaitable[None]] | None = None  #: forget old proposal ids, fenced by this term
     wall_ns: Callable[[], int] = time.time_ns
     monotonic_s: Callable[[], float] = time.monotonic
     tick_s: float = TICK_S
@@ -181,13 +162,26 @@ class LeaderActor(Actor):
         self._tools = tools
         self._term = term
         self._began_s = tools.monotonic_s()
-        self._changed_s = float("-inf")
+        self._pacer = PlanPacer()
         self._pending_since: dict[int, float] = {}
         self._orphans_since: dict[str, float] = {}
+        self._unsubscribe: Callable[[], None] | None = None
 
     async def started(self) -> None:
-        """Begin to tick."""
+        """Begin to tick, and look at once when members change."""
+        own = self.context.self_ref
         self.context.tell_every(self._tools.tick_s, Tick())
+
+        def told(_index: int, topics: frozenset[str]) -> None:
+            if "members" in topics:
+                own.tell(Tick())
+
+        self._unsubscribe = self._tools.consensus.subscribe_applied(told)
+
+    async def stopped(self, reason: str) -> None:
+        """Listen no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
 
     async def receive(self, message: object) -> object:
         """Accept, remove, tick."""
@@ -280,13 +274,12 @@ class LeaderActor(Actor):
             except ForbiddenError as error:
                 raise UnavailableError("The leader has just changed; ask again") from error
             else:
-                self._changed_s = self._tools.monotonic_s()
                 return target
 
     # -- once a second --------------------------------------------------------------------------------------------
 
     async def _chores(self) -> None:
-        for chore in (self._expire_tokens, self._drop_stale_joins, self._drop_orphans, self._roles, self._expire):
+        for chore in (self._expire_tokens, self._drop_stale_joins, self._drop_orphans, self._roles):
             try:
                 await chore()
             except ApiError as error:  # the next tick tries again; a lost term ends this actor anyway
@@ -333,28 +326,30 @@ class LeaderActor(Actor):
         known = tuple(m for m in status.configuration.old if m.id in facts or m.id == status.member_id)
         target = tuple(replace(m, domain=facts[m.id].failure_domain) if m.id in facts else m for m in known)
         settings = queries.settings(tools.database)
-        own = status.member_id
-        silent = {m.id: tools.heartbeats.sighting(m.id, own).age_s for m in target}
-        now = tools.monotonic_s()
-        view = PolicyView(
-            status=status,
-            target=target,
-            online=frozenset(m for m, age in silent.items() if age <= settings.offline_threshold_s),
-            silent_s=silent,
-            full_members=frozenset(f.id for f in facts.values() if not f.pending),
-            max_voters=settings.max_voters,
-            max_standby=settings.max_standby,
-            leading_s=now - self._began_s,
-            since_change_s=now - self._changed_s,
+        next_members = plan(
+            Configuration(target, removed=status.configuration.removed),
+            {m: health for m, health in _health(status).items() if m in facts and not facts[m].pending},
+            settings.max_voters,
+            settings.max_standby,
+            leader=status.member_id,
+            offline_after_ms=settings.offline_threshold_s * 1000,
         )
-        wanted = tools.policy(view) or target
-        if wanted != status.configuration.old:
-            await tools.consensus.change_configuration(wanted)
-            self._changed_s = tools.monotonic_s()
+        wanted = next_members if next_members and self._may_go_to(status.configuration.old, next_members) else target
+        if wanted == status.configuration.old:
+            return
+        await tools.consensus.change_configuration(wanted)
+        if _voters(wanted) != _voters(status.configuration.old):
+            self._pacer.changed(self._now_ms())
+            log.info("voters are now %s", sorted(_voters(wanted)))
 
-    async def _expire(self) -> None:
-        if self._tools.expire is not None:
-            await self._tools.expire(self._term)
+    def _may_go_to(self, present: tuple[Member, ...], wanted: tuple[Member, ...]) -> bool:
+        """Changes that leave the voters alone may come at any time; others are paced (CONSENSUS 3.9 rule 7)."""
+        if _voters(present) == _voters(wanted):
+            return True
+        return self._pacer.may_change(self._now_ms(), int(self._began_s * 1000))
+
+    def _now_ms(self) -> int:
+        return int(self._tools.monotonic_s() * 1000)
 
     async def _propose_quietly(self, transaction: Transaction) -> None:
         """Try to clean up; what stays is found by `_drop_stale_joins`."""
@@ -362,6 +357,23 @@ class LeaderActor(Actor):
             await self._tools.consensus.propose(transaction)
         except ApiError as error:
             log.warning("leader: cleaning up must wait: %s", error)
+
+
+def _voters(members: tuple[Member, ...]) -> frozenset[int]:
+    return frozenset(member.id for member in members if member.role is Role.VOTER)
+
+
+def _health(status: ConsensusStatus) -> dict[int, MemberHealth]:
+    """What the leader knows of those that it has heard of in this term."""
+    return {
+        peer.id: MemberHealth(
+            contact_age_ms=peer.last_contact_ms,
+            lag=max(0, status.commit - peer.match),
+            caught_up=peer.state == "replicate" and peer.match >= status.commit - CAUGHT_UP_ENTRIES,
+        )
+        for peer in status.peers
+        if peer.last_contact_ms >= 0
+    }
 
 
 def _check_accepted(outcome: Outcome, wish: AcceptMember) -> None:

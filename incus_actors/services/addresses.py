@@ -12,7 +12,7 @@ from incus_actors.errors import BadRequestError
 DEFAULT_PORT = 8443
 
 
-def split(address: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+def split_host_port(address: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Return host and port of "host", "host:port", "[v6]:port", ":port" (host ""). Raises BadRequestError."""
     text = address.strip()
     if text.startswith("["):
@@ -36,12 +36,12 @@ def join_host(host: str, port: int) -> str:
 
 def normalise(address: str) -> str:
     """Return `address` as host:port with the default port filled in. Raises BadRequestError."""
-    return join_host(*split(address))
+    return join_host(*split_host_port(address))
 
 
 def is_wildcard(address: str) -> bool:
     """Return whether the host part means "every address"."""
-    host, _ = split(address)
+    host, _ = split_host_port(address)
     if not host or host == "*":
         return True
     try:

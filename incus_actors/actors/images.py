@@ -76,13 +76,14 @@ class ImagesActor(Actor):
         self._fetching: dict[str, asyncio.Task[ImageFiles]] = {}
         self._mine: frozenset[str] = frozenset()
         self._doomed: set[str] = set()
+        self._strangers: list[str] = []  #: files that no row named at the start
         self._waiting = False
         self._unsubscribe: Callable[[], None] | None = None
 
     async def started(self) -> None:
         """Remove leftovers of interrupted transfers; compare files with rows when the state is certain."""
         database = self._host.database()
-        await self._host.images.reconcile(queries.known_fingerprints(database))
+        self._strangers = await self._host.images.reconcile(queries.known_fingerprints(database))
         self._mine = queries.fingerprints_on(database, self._host.member_id())
         self._unsubscribe = self._host.consensus().subscribe_applied(self._applied)
         self.context.run(self._compare(), name="images: compare files with rows")
@@ -190,11 +191,7 @@ class ImagesActor(Actor):
         for fingerprint in sorted(known - said):
             if self._host.images.get(fingerprint) is not None:
                 await self._host.consensus().propose(transactions.add_location(fingerprint, own))
-        self._doomed.update(
-            fingerprint
-            for fingerprint in await self._host.images.reconcile(known)
-            if fingerprint not in queries.known_fingerprints(database)
-        )
+        self._doomed.update(set(self._strangers) - queries.known_fingerprints(database))
         self.context.self_ref.tell(Reconcile())
 
     async def _reconcile(self) -> None:

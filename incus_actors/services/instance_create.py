@@ -1,0 +1,294 @@
+"""New instances: where they go, what is wrong with the request, row first, then the volume (CONTRACT 8.3).
+
+Owns placement, validation with Incus' texts and the order of the steps; called by rest/instance_routes.py. The rows
+come first, marked "creating"; InstanceActor makes the volume and takes the mark away, or everything back.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from incus_actors.actors.host import INSTANCES_PATH, Host
+from incus_actors.actors.instance_messages import Create
+from incus_actors.actors.instances import ActorFor
+from incus_actors.actors.ref import AskError
+from incus_actors.actors.system import ActorSystem
+from incus_actors.domain import instances as rules
+from incus_actors.domain import transactions_instances as transactions
+from incus_actors.domain.instance_config import HIDDEN_PREFIX, check_config, is_true
+from incus_actors.domain.instances import ProfileLayer
+from incus_actors.domain.names import check_instance_name, petname
+from incus_actors.domain.placement import choose
+from incus_actors.domain.transactions_instances import NewInstance
+from incus_actors.drivers.base import InstanceSpec, ProgressReport
+from incus_actors.drivers.idmap import default_idmap
+from incus_actors.errors import (
+    ApiError,
+    BadRequestError,
+    ForbiddenError,
+    MemberError,
+    NotFoundError,
+    NotImplementedHereError,
+)
+from incus_actors.model.architectures import number_of
+from incus_actors.model.instances import InstancesPost
+from incus_actors.services.images import ImageService
+from incus_actors.services.instances import REFERENCE_S, WORK_S, Members
+from incus_actors.services.progress import Report, progress_text
+from incus_actors.state.queries import images as image_queries
+from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries.images import ImageRecord
+from incus_actors.state.queries.instances import PoolRecord
+
+RECORD = "Failed creating instance record: "
+UNIQUE = 'Add instance info to the database: Failed to create "instances" entry: UNIQUE constraint failed: '
+STAGE = "create_instance_from_image_unpack"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A checked request."""
+
+    new: NewInstance
+    pool: PoolRecord
+
+
+class InstanceCreator:
+    """`project` in every method is the one that the request names."""
+
+    def __init__(
+        self,
+        host: Host,
+        system: ActorSystem,
+        members: Members,
+        images: ImageService,
+        *,
+        clustered: Callable[[], bool],
+        rng: random.Random,
+    ) -> None:
+        self._host = host
+        self._system = system
+        self._members = members
+        self._images = images
+        self._clustered = clustered
+        self._rng = rng
+
+    # --- before the operation -------------------------------------------------------------------------------
+
+    def place(self, target: str, *, architecture: str | None = None) -> int:
+        """Return the id of the member for a new instance. `target`: a member, "@group" or "".
+
+        Raises NotFoundError, BadRequestError, ForbiddenError (evacuated), MemberError when none will do.
+        """
+        if not self._clustered():
+            if target:
+                raise BadRequestError("Target only allowed when clustered")
+            return self._host.member_id()
+        members = self._members.candidates()
+        if target and not target.startswith("@"):
+            named = [member for member in members if member.name == target]
+            if not named:
+                raise NotFoundError(f'Cluster member "{target}" not found')
+            if named[0].state == 2:
+                raise ForbiddenError("Cluster member is evacuated")
+            return named[0].member_id
+        group = target.removeprefix("@") or None
+        if group is not None and not self._group_exists(group):
+            raise BadRequestError(f'Cluster group "{group}" doesn\'t exist')
+        chosen = choose(members, architecture=architecture, group=group)
+        if chosen is None:
+            raise MemberError("Couldn't find a cluster member for the instance")
+        return chosen.member_id
+
+    def _group_exists(self, group: str) -> bool:
+        return bool(self._host.database().scalar("SELECT COUNT(*) FROM cluster_groups WHERE name = ?", (group,)))
+
+    def image_architecture(self, project: str, post: InstancesPost) -> str | None:
+        """Return the architecture that the member must be able to run, None if there is no such image."""
+        found = self._image(project, post)
+        return found.image.architecture if found else None
+
+    def check(self, project: str, post: InstancesPost) -> None:
+        """Fill in a name; raise what is refused before the operation begins."""
+        source = post.source
+        if source.type in ("none", "copy", "migration"):
+            if source.type == "copy" and not source.source:
+                raise BadRequestError("Must specify a source instance")
+            raise NotImplementedHereError(f'Creating instances with source type "{source.type}" is not supported yet')
+        if source.type != "image":
+            raise BadRequestError(f"Unknown source type {source.type}")
+        if not (source.alias or source.fingerprint or source.properties):
+            raise MemberError("Must specify one of alias, fingerprint or properties for init from image")
+        if source.server or source.mode == "pull":
+            raise NotImplementedHereError("Images of other servers are not supported yet")
+        if post.type == "virtual-machine":
+            raise NotImplementedHereError("Virtual machines are not supported yet")
+        if post.type not in ("", "container"):
+            raise BadRequestError("Invalid instance type")
+        if post.instance_type:
+            raise BadRequestError(f"Bad custom instance type: {post.instance_type}")
+        database = self._host.database()
+        if queries.project_id(database, project) is None:
+            raise NotFoundError("Project not found")
+        if not post.name:
+            post.name = petname(self._rng, frozenset(queries.names(database, project)))
+        check_instance_name(post.name)
+        found = queries.profile_ids(database, project, set(profiles_of(post)))
+        for profile in profiles_of(post):
+            if profile not in found:
+                raise MemberError(f'Requested profile "{profile}" doesn\'t exist')
+
+    # --- the operation --------------------------------------------------------------------------------------
+
+    async def create(self, project: str, post: InstancesPost, report: Report, caller: Any = None) -> None:
+        """Create it here, and start it if asked to. Raises what the operation shows as its error."""
+        image = self._image(project, post)
+        if image is None:
+            raise BadRequestError("Image not provided for instance creation")
+        try:
+            plan = self._plan(project, post, image)
+        except ApiError as error:
+            raise BadRequestError(f"{RECORD}{error}") from None
+        fingerprint = image.image.fingerprint
+        with self._host.pins.hold(fingerprint):
+            files = await self._images.local_files(fingerprint, report)
+            instance_id = await self._insert(plan.new)
+
+            def unpacked(progress: ProgressReport) -> None:
+                report(STAGE, progress.percent, progress.speed_bytes, progress_text("Unpacking image", progress))
+
+            message = Create(files, post.start, unpacked, caller)
+            try:
+                supervisor = self._system.ref(INSTANCES_PATH)
+                ref = await supervisor.ask(ActorFor(instance_id), deadline_s=REFERENCE_S)
+                await ref.ask(message, deadline_s=WORK_S)
+            except AskError as error:
+                raise MemberError(f"The creation of the instance was interrupted: {error}") from error
+        await self._images.touch(image.id)
+
+    async def _insert(self, new: NewInstance) -> int:
+        outcome = await self._host.consensus().propose(transactions.create(new))
+        if outcome.status == "conflict":
+            if outcome.label == "placement":
+                raise ForbiddenError("Cluster member is evacuated")
+            if outcome.label == "profile":
+                raise NotFoundError(f"{RECORD}Profile not found")
+            raise NotFoundError(f"{RECORD}Failed initializing instance: Failed loading storage pool: not found")
+        if not outcome.applied:
+            prefix = "UNIQUE constraint failed: "
+            if outcome.error.startswith(f"{prefix}instances."):
+                raise MemberError(f"{RECORD}{UNIQUE}instances.project_id, instances.name")
+            raise MemberError(f"{RECORD}{outcome.error}")
+        return int(outcome.rows[0][0][0] or 0)
+
+    def _image(self, project: str, post: InstancesPost) -> ImageRecord | None:
+        database, source = self._host.database(), post.source
+        if source.fingerprint:
+            return image_queries.find(database, project, source.fingerprint)
+        if source.alias:
+            alias = image_queries.alias(database, project, source.alias)
+            return None if alias is None else image_queries.find(database, project, alias.alias.target)
+        found = [
+            record
+            for record in image_queries.all_of(database, project)
+            if all(record.image.properties.get(key) == value for key, value in source.properties.items())
+        ]
+        return max(found, key=lambda record: record.image.created_at, default=None)
+
+    def _plan(self, project: str, post: InstancesPost, image: ImageRecord) -> _Plan:
+        """Return the rows to be. Raises ClientError, MemberError with Incus' text behind RECORD."""
+        names = profiles_of(post)
+        if len(set(names)) < len(names):
+            raise BadRequestError("Duplicate profile found in request")
+        given = {key: value for key, value in post.config.items() if value}
+        if any(key.startswith(HIDDEN_PREFIX) for key in given):
+            raise BadRequestError(f"Unknown configuration key: {HIDDEN_PREFIX}")
+        check_config(given)
+        rules.check_own_devices(post.devices)
+        with self._host.database().snapshot() as database:
+            ids = queries.profile_ids(database, project, set(names))
+            layers = queries.profile_layers(database, ids.values())
+            project_id = queries.project_id(database, project) or 0
+            volume_project = queries.effective_project(database, project, "features.storage.volumes") or project_id
+            if queries.place(database, project, post.name) is not None:
+                raise MemberError(f"{UNIQUE}instances.project_id, instances.name")
+        profiles = [layers[ids[name]] for name in names]
+        pool = self._check_expanded(project, post, profiles, given)
+        architecture = number_of(image.image.architecture)
+        config = self._config(given, rules.expand_config(profiles, given), image, start=post.start)
+        return _Plan(
+            NewInstance(
+                name=post.name,
+                project_id=project_id,
+                volume_project_id=volume_project,
+                node_id=self._host.member_id(),
+                pool_id=pool.id,
+                architecture=architecture,
+                ephemeral=post.ephemeral,
+                stateful=post.stateful,
+                description=post.description,
+                created_at=self._host.now(),
+                config=config,
+                devices=post.devices,
+                profile_ids=[ids[name] for name in names],
+            ),
+            pool,
+        )
+
+    def _check_expanded(
+        self, project: str, post: InstancesPost, profiles: list[ProfileLayer], config: dict[str, str]
+    ) -> PoolRecord:
+        """Return the pool of the root disk. Raises "Failed initializing instance: …"."""
+        devices = rules.expand_devices(profiles, post.devices)
+        try:
+            try:
+                rules.check_expanded_devices(devices)
+            except BadRequestError as error:
+                raise BadRequestError(f"Invalid devices: {error}") from None
+            try:
+                _, root = rules.root_disk(devices)
+            except BadRequestError as error:
+                raise BadRequestError(f"Failed getting root disk: {error}") from None
+            try:
+                pool = self._host.pool(root.get("pool", ""))
+            except NotFoundError as error:
+                raise NotFoundError(f"Failed loading storage pool: {error}") from None
+            nowhere = Path("/nonexistent")
+            expanded = rules.expand_config(profiles, config)
+            self._host.driver.validate(
+                InstanceSpec(post.name, project, nowhere, nowhere, nowhere, config=expanded, devices=devices)
+            )
+        except ApiError as error:
+            raise BadRequestError(f"Failed initializing instance: {error}") from None
+        return pool
+
+    def _config(
+        self, given: dict[str, str], expanded: dict[str, str], image: ImageRecord, *, start: bool
+    ) -> dict[str, str]:
+        idmap = None
+        if self._host.driver.info.name == "lxc" and not is_true(expanded.get("security.privileged")):
+            idmap = rules.idmap_json(
+                (uid, not uid, entry.host, entry.container, entry.size)
+                for entry in default_idmap()
+                for uid in (True, False)
+                if entry.kind in ("both", "uid" if uid else "gid")
+            )
+        volatile = rules.first_volatile(
+            fingerprint=image.image.fingerprint,
+            uuid=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            instance_id=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            idmap=idmap,
+            start=start,
+        )
+        properties = {f"image.{key}": value for key, value in image.image.properties.items()}
+        return {**properties, **volatile, **given}
+
+
+def profiles_of(post: InstancesPost) -> list[str]:
+    """Return the names of the profiles that a request means."""
+    return ["default"] if post.profiles is None else post.profiles

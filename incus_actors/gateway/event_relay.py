@@ -23,7 +23,7 @@ from incus_actors.actors.messages import Terminated, remote_message
 from incus_actors.actors.ref import AskError
 from incus_actors.errors import ApiError
 from incus_actors.gateway.events import Event, EventHub, timestamp
-from incus_actors.gateway.operations import FAILURE, SUCCESS, Operations
+from incus_actors.gateway.operations import EVERYTHING, FAILURE, SUCCESS, Operations, Scope
 
 if TYPE_CHECKING:
     from incus_actors.actors.system import ActorSystem
@@ -78,9 +78,10 @@ class EventReplay(msgspec.Struct, frozen=True, array_like=True):
 
 @remote_message("gateway.operations")
 class OperationsQuery(msgspec.Struct, frozen=True, array_like=True):
-    """Which operations do you have? Answered by the JSON of a list. `project` None: of every project."""
+    """Which operations do you have? Answered by the JSON of a list. See gateway.operations.Scope."""
 
-    project: str | None
+    projects: tuple[str, ...] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,8 @@ class EventRelay:
 
     def local_operations(self, query: OperationsQuery) -> bytes:
         """Answer OperationsQuery."""
-        return msgspec.json.encode(self._operations.local(query.project))
+        projects = None if query.projects is None else frozenset(query.projects)
+        return msgspec.json.encode(self._operations.local(Scope(projects, query.strict)))
 
     # -- other members' events ------------------------------------------------------------------------------------
 
@@ -242,7 +244,7 @@ class EventRelay:
         origin.next = first
         if not origin.running:
             return
-        found = await self._ask_operations(member, None)
+        found = await self._ask_operations(member, EVERYTHING)
         if found is None:
             return
         by_id = {o["id"]: o for o in found}
@@ -296,14 +298,15 @@ class EventRelay:
 
     # -- operation lists -------------------------------------------------------------------------------------------
 
-    async def operations_elsewhere(self, project: str | None) -> list[dict[str, Any]]:
+    async def operations_elsewhere(self, scope: Scope) -> list[dict[str, Any]]:
         """Return the operations of all members that answer within a second (`Operations.elsewhere`)."""
-        answers = await asyncio.gather(*(self._ask_operations(member, project) for member in self.members()))
+        answers = await asyncio.gather(*(self._ask_operations(member, scope) for member in self.members()))
         return [operation for answer in answers if answer is not None for operation in answer]
 
-    async def _ask_operations(self, member: int, project: str | None) -> list[dict[str, Any]] | None:
+    async def _ask_operations(self, member: int, scope: Scope) -> list[dict[str, Any]] | None:
+        query = OperationsQuery(None if scope.projects is None else tuple(sorted(scope.projects)), scope.strict)
         try:
-            raw = await self._system.ref(self._path, member).ask(OperationsQuery(project), deadline_s=1.0)
+            raw = await self._system.ref(self._path, member).ask(query, deadline_s=1.0)
             return msgspec.json.decode(raw, type=list[dict[str, Any]])
         except (ApiError, msgspec.DecodeError, TypeError) as error:
             _log.info("operations of member %s: %s", member, error)

@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from incus_actors.errors import ApiError, BadRequestError, NotFoundError
@@ -52,6 +53,23 @@ class TokenSource(Protocol):
 
     async def revoke_token(self, operation_id: str) -> bool:
         """Delete it for ever; False if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which operations a list shows: those of `projects` (None: of all), and unless `strict` those of no project."""
+
+    projects: frozenset[str] | None = None
+    strict: bool = False
+
+    def includes(self, project: str | None) -> bool:
+        """Return whether an operation of `project` belongs to it."""
+        if self.projects is None:
+            return True
+        return not self.strict if project is None else project in self.projects
+
+
+EVERYTHING = Scope()
 
 
 def new_operation_id(member_id: int) -> str:
@@ -282,8 +300,8 @@ class Operations:
         self.tokens = tokens
         self.clock_ns = clock_ns
         self._kept_s = kept_s
-        #: Set by the composition root in a cluster: other members' operations of a project (None: of all).
-        self.elsewhere: Callable[[str | None], Awaitable[list[dict[str, Any]]]] | None = None
+        #: Set by the composition root: other members' operations (gateway/event_relay.py).
+        self.elsewhere: Callable[[Scope], Awaitable[list[dict[str, Any]]]] | None = None
         self._operations: dict[str, Operation] = {}
 
     def create(
@@ -332,13 +350,9 @@ class Operations:
             return operation.render()
         return self.tokens.get_token(operation_id) if self.tokens is not None else None
 
-    def local(self, project: str | None) -> list[dict[str, Any]]:
-        """Return this member's operations as REST objects: of `project`, or all of them for None."""
-        return [
-            o.render()
-            for o in self._operations.values()
-            if project is None or o.project is None or o.project == project
-        ]
+    def local(self, scope: Scope = EVERYTHING) -> list[dict[str, Any]]:
+        """Return this member's operations within `scope` as REST objects."""
+        return [o.render() for o in self._operations.values() if scope.includes(o.project)]
 
     def token_objects(self) -> list[dict[str, Any]]:
         """Return the cluster's live tokens as REST objects (the same on every member)."""

@@ -104,11 +104,13 @@ class OperationSocket:
         """Called by the route: return when the socket may be closed."""
         await self._released.wait()
         await self._mark()  # a client waits for the marker even when the operation has failed before any output
+        transport = self._request.transport
+        if transport is not None and transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()  # the end comes at once; TLS can't say it without closing both ways
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(LINGER_S):
                 while not self._reading and not self.ws.closed and await self.receive() is not None:
                     pass  # what still arrives belongs to nobody
-        transport = self._request.transport
         if transport is not None:
             transport.close()  # flushes what is queued; a close frame is not Incus' way
 

@@ -84,7 +84,8 @@ def authorize(request: web.Request, spec: RouteSpec, who: Caller) -> None:
     if spec.access == "admin":
         raise ForbiddenError
     if spec.project_scoped:
-        if not flag(request, "all-projects") and project_of(request) not in who.projects:
+        lists_all = request.method == hdrs.METH_GET and flag(request, "all-projects")
+        if project_of(request) not in who.projects and not (lists_all and "project" not in request.query):
             raise ForbiddenError
     elif request.method != hdrs.METH_GET:
         raise ForbiddenError

@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 from incus_actors.errors import BadRequestError, ForbiddenError, NotFoundError
 from incus_actors.gateway.access import Caller
 from incus_actors.gateway.events import SlowSubscriberError, Subscription
-from incus_actors.gateway.operations import Operation, member_of
+from incus_actors.gateway.operations import Operation, Scope, member_of
 from incus_actors.gateway.upgrades import cancelled_when_gone
 from incus_actors.gateway.websockets import accept_websocket, keepalive
 from incus_actors.rest.context import caller, gateway
@@ -40,11 +40,17 @@ def routes() -> list[RouteSpec]:
 
 async def list_operations(request: web.Request) -> web.StreamResponse:
     """GET /1.0/operations: a map of lower-case status to URLs, or with recursion to objects; of every member."""
-    project = None if all_projects(request) else project_of(request)
+    who = caller(request)
+    projects = who.projects if all_projects(request) else frozenset({project_of(request)})
+    if projects is not None and not all(who.may_use(project) for project in projects):
+        raise ForbiddenError
+    scope = Scope(projects, strict=who.projects is not None)
     operations = gateway(request).operations
-    objects = [*operations.token_objects(), *operations.local(project)]
+    objects = operations.local(scope)
+    if who.projects is None:
+        objects = [*operations.token_objects(), *objects]
     if operations.elsewhere is not None:
-        objects += await operations.elsewhere(project)
+        objects += await operations.elsewhere(scope)
     by_status: dict[str, list[Any]] = {}
     for found in objects:
         item = found if recursion(request) else f"/1.0/operations/{found['id']}"

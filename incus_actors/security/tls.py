@@ -66,6 +66,7 @@ class BioTLSObject:
         self.session_reused = False
         self._undecrypted = False  # ciphertext may still sit in the connection's own BIO
         self._peer: PeerIdentity | None = None
+        self._failure: ssl.SSLError | None = None
 
     # -- ciphertext -----------------------------------------------------------------------------------------------
 
@@ -110,8 +111,22 @@ class BioTLSObject:
     # -- the surface that asyncio.sslproto uses -----------------------------------------------------------------------
 
     def do_handshake(self) -> None:
-        """Raise SSLWantReadError until it is complete."""
-        self._call(self._connection.do_handshake)
+        """Raise SSLWantReadError until it is complete, SSLError when it failed.
+
+        asyncio flushes only while we want more, so a failure is told one call late: the client gets its alert
+        ("protocol version" for TLS 1.2) instead of a reset.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._call(self._connection.do_handshake)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError):
+            raise
+        except ssl.SSLError as error:
+            if not self._outgoing.pending:
+                raise
+            self._failure = error
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the alert goes out first") from error
 
     def read(self, n: int = 1024, buffer: Any = None) -> bytes | int:
         """Return decrypted bytes, or their number when they went into `buffer`; nothing after close_notify."""

@@ -151,4 +151,8 @@ class ApplyThread:
     def _checkpoint(self) -> None:
         size = self.applier.wal_bytes()
         if size > CHECKPOINT_FORCED_BYTES or (size > CHECKPOINT_IDLE_BYTES and self._queue.empty()):
-            self.applier.checkpoint()
+            try:
+                self.applier.checkpoint()
+            except sqlite3.Error as exc:
+                if not is_disk_full(exc):
+                    raise  # without space the write-ahead log just grows on; the next batch tries again

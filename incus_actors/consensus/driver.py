@@ -342,10 +342,11 @@ class Driver:
         self._apply_sent = last
         self._state.submit(effect.entries)
 
-    def snapshot_installed(self, index: Index, path: Path) -> None:
-        """The state jumped to `index` and the log begins there: called by maintenance before its event."""
+    def snapshot_installed(self, index: Index, last: Index, path: Path) -> None:
+        """The state jumped to `index`, the log begins there and is durable to `last`: called by maintenance before
+        its event."""
         self._apply_sent = self.applied_index = index
-        self.durable_index = max(self.durable_index, index)
+        self.durable_index = last
         self._tell(GenerationNotice(path))
 
     def count(self, name: str, amount: int = 1) -> None:

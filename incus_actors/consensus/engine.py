@@ -26,6 +26,7 @@ from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import AmnesiaError, LogStore
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.priority import raise_priority
+from incus_actors.consensus.snapshot_files import SnapshotFiles, sweep
 from incus_actors.consensus.types import DurableState, Limits, Timing
 from incus_actors.consensus.view import look
 from incus_actors.state.apply import Applier
@@ -142,6 +143,7 @@ class Engine:
         try:
             if store.snapshot.index > 0 and not path.exists():
                 raise AmnesiaError(f"the state file {path.name} is missing")
+            sweep(self._settings.directory, store.generation)
             applier = Applier(path)
             durable = store.durable_state(applier.position.index)
         except BaseException as exc:
@@ -184,6 +186,10 @@ class Engine:
             drain=inbox.drain,
             publish=lambda: self._publish(core, driver, durable, lane),
         )
+        files = SnapshotFiles(
+            settings.directory, path, durable.member_id, driver=driver, log=log_thread, state=apply_thread
+        )
+        driver.maintenance = files
         log_thread.start()
         apply_thread.start()
         try:
@@ -204,6 +210,7 @@ class Engine:
                 self._tick_timer.cancel()
             driver.dead = True
             await lane.close()
+            files.close()
             log_thread.stop()
             apply_thread.stop()
 

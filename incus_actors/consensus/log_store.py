@@ -19,6 +19,7 @@ from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.configuration import decode_configuration
 from incus_actors.consensus.effects import WriteLog
 from incus_actors.consensus.types import (
+    Configuration,
     DurableState,
     Entry,
     EntryKind,
@@ -302,6 +303,13 @@ class LogStore:
         except sqlite3.Error as exc:
             raise self._failure(exc) from exc
 
+    def configuration_at(self, index: Index) -> tuple[Index, Configuration]:
+        """Return the configuration that was active at a durable index, and where it was decided."""
+        row = self._db.execute("SELECT MAX(idx), body FROM configs WHERE idx <= ?", (index,)).fetchone()
+        if row[0] is None:
+            return self.snapshot.configuration_index, self.snapshot.configuration
+        return row[0], decode_configuration(row[1])
+
     def compact(self, index: Index) -> SnapshotMark:
         """Drop entries up to `index`, which the state file has made durable (R-TRUNC); return the new mark.
 
@@ -312,10 +320,8 @@ class LogStore:
         row = self._db.execute("SELECT term, chain FROM entries WHERE idx = ?", (index,)).fetchone()
         if row is None:
             raise LogIOError(f"can't compact up to {index}: the log ends at {self._tail.index}")
-        mark = replace(self.snapshot, index=index, term=row[0], chain=row[1])
-        config = self._db.execute("SELECT MAX(idx), body FROM configs WHERE idx <= ?", (index,)).fetchone()
-        if config[0] is not None:
-            mark = replace(mark, configuration=decode_configuration(config[1]), configuration_index=config[0])
+        decided, configuration = self.configuration_at(index)
+        mark = SnapshotMark(index, row[0], bytes(row[1]), configuration, decided)
         self._switch(mark, {}, f"DELETE FROM entries WHERE idx <= {index}", f"DELETE FROM configs WHERE idx <= {index}")
         return mark
 

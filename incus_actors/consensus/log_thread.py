@@ -7,6 +7,8 @@ latency for a lone write. Must never reorder writes.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from incus_actors.consensus.effects import WriteLog
 from incus_actors.consensus.log_format import BALLAST_NAME
 from incus_actors.consensus.log_store import LogError, LogFullError, LogStore
 from incus_actors.consensus.priority import raise_priority
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH_ENTRIES = 256
 MAX_BATCH_BYTES = 1 << 20
@@ -156,8 +160,7 @@ class LogThread:
                     return
                 attempt += 1
             except (LogError, OSError) as exc:
-                self._store.failed = True
-                self._post(LogTrouble(writes[0].write_id, "io", str(exc)))
+                self._fail(writes[0].write_id, exc)
                 return
             else:
                 break
@@ -168,8 +171,8 @@ class LogThread:
     def _run_job(self, job: _Job) -> None:
         try:
             deliver = job.run()
-        except (LogError, OSError) as exc:
-            self._post(LogTrouble(0, "io", str(exc)))
+        except (LogError, OSError, sqlite3.Error) as exc:
+            self._fail(0, exc)
             return
         self._post(JobDone(deliver))
 
@@ -185,5 +188,13 @@ class LogThread:
         try:
             work()
         except (LogError, OSError) as exc:
-            self._store.failed = True
-            self._post(LogTrouble(0, "io", str(exc)))
+            self._fail(0, exc)
+
+    def _fail(self, write_id: int, error: Exception) -> None:
+        """Fail-stop: nothing is written any more, and the next start is told to look closely."""
+        self._store.failed = True
+        self._post(LogTrouble(write_id, "io", str(error)))
+        try:
+            self._store.mark_suspect(str(error))
+        except OSError as exc:
+            log.error("the suspect marker can't be written either: %s", exc)

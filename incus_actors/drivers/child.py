@@ -159,6 +159,10 @@ class Conversation:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
+    def hang_up(self) -> None:
+        """Close our end and let the helper go on: it has become something that lasts."""
+        self._writer.close()
+
     async def finish(self) -> int:
         """Close, give the helper a moment to end, then kill it. Returns its exit code."""
         self._writer.close()

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -49,7 +50,10 @@ from incus_actors.drivers.lxc_config import (
 )
 from incus_actors.drivers.lxc_running import RunningContainer
 from incus_actors.drivers.rootfs import RootfsOwners
+from incus_actors.drivers.templates import apply_pending, mark
 from incus_actors.errors import BadRequestError
+
+log = logging.getLogger(__name__)
 
 _CONTROLLERS = ("cpu", "cpuset", "memory", "devices", "pids")
 _SYSTEMD_HALT = signal.SIGRTMIN + 3
@@ -116,6 +120,8 @@ class LxcDriver:
             raise InstanceBusyError("The instance is already running")
         await self.prepare(spec)
         _require_parents(spec)
+        for line in await asyncio.to_thread(apply_pending, spec, self._owners.on_disk(spec.volume_dir)):
+            log.warning("%s: %s", spec.name, line)
         facts = await self._facts(spec)
         items = lxc_config(spec, facts)
         facts.seccomp_file.write_text(SECCOMP_POLICY)
@@ -288,6 +294,8 @@ class LxcDriver:
         """A stopped instance gets a new name or project. Raises InstanceBusyError, DriverError."""
         if self._find(spec) is not None:
             raise InstanceBusyError("Renaming of running instance not allowed")
+        volume = new.volume_dir if new.volume_dir.is_dir() else spec.volume_dir
+        mark(volume, "rename")
         for old, target in ((spec.instance_dir, new.instance_dir), (spec.log_dir, new.log_dir)):
             if old.exists() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

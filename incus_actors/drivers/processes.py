@@ -111,6 +111,12 @@ def boot_time_s() -> int:
 
 
 @functools.cache
+def boot_id() -> str:
+    """Return what tells this boot of the kernel from all others."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+@functools.cache
 def memory_total_bytes() -> int:
     """Return the machine's memory."""
     for line in (_PROC / "meminfo").read_text().splitlines():

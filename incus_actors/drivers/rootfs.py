@@ -28,6 +28,10 @@ class RootfsOwners:
             self._idmapped[device] = answer["idmapped"] == "1"
         return self._idmapped[device]
 
+    def on_disk(self, volume: Path) -> tuple[int, int]:
+        """Return the uid and gid that root of the instance has on disk now."""
+        return _read_marker(volume / "idmap")
+
     async def ensure(self, volume: Path, base: tuple[int, int]) -> None:
         """Make the files' owners on disk start at `base`. An interrupted run is simply repeated."""
         marker = volume / "idmap"

@@ -7,7 +7,7 @@ each start and exec: 9 ms, 9 MB) and must never keep running once the daemon's e
 # ruff: noqa: S606
 # No pathlib, socket, signal: they import enum and collections, which doubles the start-up time.
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import errno
 import fcntl
 import os

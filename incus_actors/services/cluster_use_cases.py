@@ -53,9 +53,10 @@ def build_cluster_use_cases(
     facts: ServerFacts,
     config: Callable[[str], str],
     wall_ns: Callable[[], int] = time.time_ns,
+    peers: PeerClient | None = None,
 ) -> ClusterUseCases:
     """Return the cluster's services. `directory` is $INCUS_DIR; `config` reads one of this server's keys ("": unset)."""
-    peers = PeerClient(directory / "server.crt", directory / "server.key")
+    peers = peers or PeerClient(directory / "server.crt", directory / "server.key")
     bootstrap = ClusterService(
         directory=directory,
         identity=identity,

@@ -5,11 +5,15 @@ Owns their SQL; StoragePoolService proposes what these return. Pure. Every step 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
 
-PENDING, CREATED, ERRORED = 0, 1, 2  #: state of storage_pools and storage_pools_nodes
+#: State of storage_pools and storage_pools_nodes. The first three are Incus'; the others are ours, and of members
+#: only: the member is to make its share, or to remove it. The API shows them as Pending.
+PENDING, CREATED, ERRORED, CREATING, DELETING = range(5)
+#: A member's own key of a pool: why it could not make or remove its share. Never shown as config.
+ERROR_KEY = "volatile.actors.error"
 _ID = "(SELECT id FROM storage_pools WHERE name = ?)"
 _TOPICS = ("storage",)
 
@@ -34,10 +38,10 @@ def _shared(name: str, config: Mapping[str, str]) -> list[Statement]:
     ]
 
 
-def _member(name: str, member_id: int) -> Statement:
+def _member(name: str, member_id: int, state: int) -> Statement:
     return Statement(
         f"INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state) VALUES ({_ID}, ?, ?)",
-        (name, member_id, PENDING),
+        (name, member_id, state),
     )
 
 
@@ -60,7 +64,7 @@ def define_pool(
                 (name, driver, description, PENDING),
             ),
             *_shared(name, shared),
-            _member(name, member_id),
+            _member(name, member_id, CREATING),
             *_local(name, member_id, own),
         ),
         guards=(Guard("SELECT id FROM nodes ORDER BY id", (), ((member_id,),), "clustered"),),
@@ -83,7 +87,7 @@ def define_pool_on_member(
                 " ON CONFLICT (name) DO NOTHING",
                 (name, driver, description, PENDING),
             ),
-            _member(name, member_id),
+            _member(name, member_id, PENDING),
             *_local(name, member_id, local),
         ),
         guards=(
@@ -99,9 +103,14 @@ def define_pool_on_member(
 
 
 def define_pool_config(pool_id: int, name: str, description: str, shared: Mapping[str, str]) -> Transaction:
-    """Second phase in a cluster: what is the same on every member. Conflict "created"."""
+    """Second phase in a cluster: what is the same on every member, and let them begin. Conflict "created"."""
     return Transaction(
         statements=(
+            Statement("DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND key = ?", (pool_id, ERROR_KEY)),
+            Statement(
+                "UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ? AND state <> ?",
+                (CREATING, pool_id, CREATED),
+            ),
             Statement("UPDATE storage_pools SET description = ? WHERE id = ?", (description, pool_id)),
             Statement("DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND node_id IS NULL", (pool_id,)),
             *_shared(name, shared),
@@ -135,18 +144,20 @@ def pool_made(pool_id: int, name: str, made: Mapping[int, Mapping[str, str]]) ->
     return Transaction(tuple(statements), (_there(pool_id),), _TOPICS)
 
 
-def pool_failed(pool_id: int, members: Sequence[int]) -> Transaction:
-    """Making the pool did not work on these members. Conflict "gone"."""
+def pool_failed(pool_id: int, name: str, member_id: int, reason: str) -> Transaction:
+    """This member could not make or remove its share of the pool, for this reason. Conflict "gone"."""
     return Transaction(
         statements=(
             Statement("UPDATE storage_pools SET state = ? WHERE id = ?", (ERRORED, pool_id)),
-            *(
-                Statement(
-                    "UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ? AND node_id = ?",
-                    (ERRORED, pool_id, member_id),
-                )
-                for member_id in sorted(members)
+            Statement(
+                "UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ? AND node_id = ?",
+                (ERRORED, pool_id, member_id),
             ),
+            Statement(
+                "DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND node_id = ? AND key = ?",
+                (pool_id, member_id, ERROR_KEY),
+            ),
+            *_local(name, member_id, {ERROR_KEY: reason}),
         ),
         guards=(_there(pool_id),),
         topics=_TOPICS,
@@ -186,11 +197,12 @@ def update_pool(
 
 
 def retire_pool(pool_id: int, name: str) -> Transaction:
-    """Nothing new may come into the pool: the first step of its deletion. Conflict "gone" or "in_use"."""
+    """Nothing new may come into the pool, and its members remove it. Conflict "gone" or "in_use"."""
     return Transaction(
         statements=(
             Statement("UPDATE storage_pools SET state = ? WHERE id = ?", (PENDING, pool_id)),
-            Statement("UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ?", (PENDING, pool_id)),
+            Statement("DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND key = ?", (pool_id, ERROR_KEY)),
+            Statement("UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ?", (DELETING, pool_id)),
         ),
         guards=(
             _there(pool_id),
@@ -207,12 +219,32 @@ def retire_pool(pool_id: int, name: str) -> Transaction:
     )
 
 
-def delete_pool(pool_id: int) -> Transaction:
-    """Last step: the rows go, with everything below them. Conflict "in_use" if a volume came in meanwhile."""
+def pool_removed(pool_id: int, member_id: int) -> Transaction:
+    """This member has removed its share; the last one takes the pool's rows along. Conflict "gone"."""
+    return Transaction(
+        statements=(
+            Statement(
+                "DELETE FROM storage_pools_nodes WHERE storage_pool_id = ? AND node_id = ?", (pool_id, member_id)
+            ),
+            Statement(
+                "DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND node_id = ?", (pool_id, member_id)
+            ),
+            Statement(
+                "DELETE FROM storage_pools WHERE id = ? AND NOT EXISTS"
+                " (SELECT 1 FROM storage_pools_nodes WHERE storage_pool_id = ?)",
+                (pool_id, pool_id),
+            ),
+        ),
+        guards=(_there(pool_id),),
+        topics=_TOPICS,
+    )
+
+
+def forget_pool(pool_id: int) -> Transaction:
+    """A pool that never came to be on its only server: its rows go. Conflict "created"."""
+    made = "SELECT COUNT(*) FROM storage_pools WHERE id = ? AND state = 1"
     return Transaction(
         statements=(Statement("DELETE FROM storage_pools WHERE id = ?", (pool_id,)),),
-        guards=(
-            Guard("SELECT COUNT(*) FROM storage_volumes WHERE storage_pool_id = ?", (pool_id,), ((0,),), "in_use"),
-        ),
+        guards=(Guard(made, (pool_id,), ((0,),), "created"),),
         topics=_TOPICS,
     )

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from incus_actors.services.cluster_use_cases import ClusterUseCases
+    from incus_actors.services.members import MembersService
+    from incus_actors.services.networks import NetworkService
     from incus_actors.services.profiles import ProfileService
     from incus_actors.services.projects import ProjectService
     from incus_actors.services.server_config import ServerConfigService
@@ -29,7 +32,8 @@ class Services:
     trust: TrustService
     warnings: WarningService
     server: ServerInfoService
-    cluster: Any
-    members: Any
+    networks: NetworkService
+    cluster: ClusterUseCases
+    members: MembersService
     instances: Any
     images: Any

@@ -12,16 +12,18 @@ from incus_actors.state.reader import Reader
 
 
 class PoolState(IntEnum):
-    """`storage_pools.state` and `storage_pools_nodes.state`."""
+    """`storage_pools.state` and `storage_pools_nodes.state` (domain.transactions_storage)."""
 
     PENDING = 0
     CREATED = 1
     ERRORED = 2
+    CREATING = 3
+    DELETING = 4
 
     @property
     def label(self) -> str:
         """The word of the API."""
-        return self.name.capitalize()
+        return "Pending" if self in (PoolState.CREATING, PoolState.DELETING) else self.name.capitalize()
 
 
 VOLUME_TYPES = {0: "container", 1: "image", 2: "custom", 3: "virtual-machine"}

@@ -1,0 +1,241 @@
+"""Makes this member's share of every pool what the rows say it shall be.
+
+Owns the way from `storage_pools_nodes.state` to the machine, through the StorageActor; called by StoragePoolService,
+by joins, and by itself when rows change. Everything can be repeated after a crash; must never remove a share that is
+not marked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from incus_actors.actors.ref import ActorRef
+from incus_actors.actors.storage import CreatePool, DeletePool, PoolUsage
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain import transactions_storage as transactions
+from incus_actors.drivers.base import PoolSpec, Usage
+from incus_actors.errors import ApiError, MemberError
+from incus_actors.identity import Identity
+from incus_actors.services.proposing import TransactionConflictError, propose
+from incus_actors.state.queries import storage as queries
+from incus_actors.state.queries.storage import PoolRow, PoolState
+from incus_actors.state.reader import Reader
+from incus_actors.tasks import spawn
+
+_log = logging.getLogger(__name__)
+
+MEMBERS_S: Final = 30.0  #: so long the other members have for their shares
+_HIDDEN_PREFIX: Final = "volatile.actors."
+
+
+class PoolBackend(Protocol):
+    """The machine's side of pools. Every call may be repeated."""
+
+    async def create(self, pool: PoolSpec) -> Mapping[str, str]:
+        """Make it; return its config with the defaults filled in. Raises ApiError."""
+
+    async def delete(self, pool: PoolSpec) -> None:
+        """Remove it. Raises ApiError."""
+
+    async def usage(self, pool: PoolSpec) -> Usage:
+        """Return its space and inodes. Raises ApiError."""
+
+
+class StorageActorPools:
+    """PoolBackend through this member's StorageActor."""
+
+    def __init__(self, storage: ActorRef, *, deadline_s: float = 60.0) -> None:
+        self._storage = storage
+        self._deadline_s = deadline_s
+
+    async def create(self, pool: PoolSpec) -> Mapping[str, str]:
+        """See PoolBackend."""
+        made: Mapping[str, str] = await self._storage.ask(CreatePool(pool), deadline_s=self._deadline_s)
+        return made
+
+    async def delete(self, pool: PoolSpec) -> None:
+        """See PoolBackend."""
+        await self._storage.ask(DeletePool(pool), deadline_s=self._deadline_s)
+
+    async def usage(self, pool: PoolSpec) -> Usage:
+        """See PoolBackend."""
+        found: Usage = await self._storage.ask(PoolUsage(pool), deadline_s=self._deadline_s)
+        return found
+
+
+def visible(config: Mapping[str, str]) -> dict[str, str]:
+    """Return a pool's config without what only we use."""
+    return {key: value for key, value in config.items() if not key.startswith(_HIDDEN_PREFIX)}
+
+
+class PoolKeeper:
+    """`drivers` are the names of the kinds of pools that work here."""
+
+    def __init__(
+        self,
+        *,
+        consensus: Consensus,
+        database: Reader,
+        identity: Identity,
+        backend: PoolBackend,
+        drivers: frozenset[str],
+        members_s: float = MEMBERS_S,
+    ) -> None:
+        self.drivers = drivers
+        self._consensus = consensus
+        self._database = database
+        self._identity = identity
+        self._backend = backend
+        self._members_s = members_s
+        self._working = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # -- following the rows -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Finish what a crash interrupted, and follow the rows from now on."""
+        self._unsubscribe = self._consensus.subscribe_applied(self._applied)
+        spawn(self._catch_up(), name="pools")
+
+    def stop(self) -> None:
+        """Follow no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    def _applied(self, _index: int, topics: frozenset[str]) -> None:
+        if "storage" not in topics:
+            return
+        self._wake.set()
+        if self._marked():
+            spawn(self._catch_up(), name="pools")
+
+    def _state(self, row: PoolRow) -> PoolState | None:
+        return row.members.get(self._identity.member_id)
+
+    def _marked(self) -> list[PoolRow]:
+        """Return the pools of which this member has to make or remove its share."""
+        wanted = (PoolState.CREATING, PoolState.DELETING)
+        return [row for row in queries.pools(self._database) if self._state(row) in wanted]
+
+    async def _catch_up(self) -> None:
+        for row in self._marked():
+            try:
+                if self._state(row) is PoolState.CREATING:
+                    await self.make(row)
+                else:
+                    await self._remove(row)
+            except ApiError as error:
+                _log.error("storage pool %s: %s", row.name, error)
+
+    async def own_pools_ready(self) -> None:
+        """Make this member's share of every pool that the rows say it has (after a join). Raises ApiError."""
+        async with self._working:
+            for row in queries.pools(self._database):
+                if self._state(row) is PoolState.CREATED:
+                    await self._make_now(row)
+        await self._catch_up()
+
+    # -- one share ----------------------------------------------------------------------------------------------------
+
+    async def make(self, row: PoolRow) -> None:
+        """Make our share. Raises ApiError with the driver's reason, which is also noted for other members."""
+        async with self._working:
+            current = self._current(row.id)
+            if current is None or self._state(current) is PoolState.CREATED:
+                return
+            if self._state(current) is PoolState.ERRORED:
+                raise MemberError(self._reason(current, self._identity.member_id))
+            try:
+                await self._make_now(current)
+            except ApiError as error:
+                await self._note(current, str(error))
+                raise
+
+    async def _make_now(self, row: PoolRow) -> None:
+        member_id = self._identity.member_id
+        made = await self._backend.create(self._spec(row))
+        local = {key: made[key] for key in sorted(made) if key not in row.config}
+        if self._state(row) is not PoolState.CREATED or local != row.local.get(member_id, {}):
+            await propose(self._consensus, transactions.pool_made(row.id, row.name, {member_id: local}))
+
+    async def _remove(self, row: PoolRow) -> None:
+        async with self._working:
+            current = self._current(row.id)
+            if current is None or self._state(current) is not PoolState.DELETING:
+                return
+            try:
+                await self._backend.delete(self._spec(current))
+            except ApiError as error:
+                await self._note(current, str(error))
+                raise
+            try:
+                await propose(self._consensus, transactions.pool_removed(row.id, self._identity.member_id))
+            except TransactionConflictError:
+                _log.info("storage pool %s is gone already", row.name)
+
+    async def _note(self, row: PoolRow, reason: str) -> None:
+        try:
+            await propose(self._consensus, transactions.pool_failed(row.id, row.name, self._identity.member_id, reason))
+        except TransactionConflictError:
+            _log.info("storage pool %s is gone already", row.name)
+
+    async def usage(self, row: PoolRow) -> Usage:
+        """Return space and inodes of our share. Raises ApiError."""
+        return await self._backend.usage(self._spec(row))
+
+    def _spec(self, row: PoolRow) -> PoolSpec:
+        return PoolSpec(row.name, row.driver, visible(row.config_on(self._identity.member_id)))
+
+    def _current(self, pool_id: int) -> PoolRow | None:
+        return next((row for row in queries.pools(self._database) if row.id == pool_id), None)
+
+    def _reason(self, row: PoolRow, member_id: int) -> str:
+        return row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Storage pool is in an error state")
+
+    # -- all shares ---------------------------------------------------------------------------------------------------
+
+    async def made_everywhere(self, pool_id: int, name: str) -> None:
+        """Return once every member has its share. Raises MemberError with the first reason why not."""
+        row = self._current(pool_id)
+        if row is not None:
+            await self.make(row)
+        await self._until(pool_id, PoolState.CREATED)
+
+    async def removed_everywhere(self, pool_id: int, name: str) -> None:
+        """Return once no member has a share, and the pool is gone. Raises MemberError."""
+        row = self._current(pool_id)
+        if row is not None:
+            await self._remove(row)
+        await self._until(pool_id, None)
+
+    async def _until(self, pool_id: int, wanted: PoolState | None) -> None:
+        deadline = time.monotonic() + self._members_s
+        while True:
+            self._wake.clear()
+            row = self._current(pool_id)
+            if row is None:
+                if wanted is None:
+                    return
+                raise MemberError("Storage pool not found")
+            failed = [id_ for id_, state in row.members.items() if state is PoolState.ERRORED]
+            if failed:
+                raise MemberError(self._reason(row, failed[0]))
+            if wanted is not None and row.state is wanted:
+                return
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                missing = min(id_ for id_, state in row.members.items() if state is not wanted)
+                raise MemberError(f"peer node {self._address(missing)} is down")
+            try:
+                await asyncio.wait_for(self._wake.wait(), left_s)
+            except TimeoutError:
+                continue
+
+    def _address(self, member_id: int) -> str:
+        return str(self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,)) or member_id)

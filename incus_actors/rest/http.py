@@ -17,6 +17,7 @@ from aiohttp import web
 
 from incus_actors.errors import BadRequestError, ClientError, PreconditionFailedError
 from incus_actors.gateway.operations import Operation
+from incus_actors.rest.filters import filter_objects as filter_objects  # for route modules: one import
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -185,11 +186,12 @@ def project_of(request: web.Request) -> str:
     return request.query.get("project") or "default"
 
 
-def all_projects(request: web.Request) -> bool:
-    """Return whether the request asks for every project. Raises BadRequestError when it also names one."""
+def all_projects(request: web.Request, *, exclusive: bool = True) -> bool:
+    """Return whether the request asks for every project. Raises BadRequestError when it also names one, unless not
+    `exclusive` (Incus: profiles take both, instances, images and operations do not)."""
     if not flag(request, "all-projects"):
         return False
-    if request.query.get("project"):
+    if exclusive and request.query.get("project"):
         raise BadRequestError("Cannot specify a project when requesting all projects")
     return True
 

@@ -195,8 +195,8 @@ class Listeners:
         except OSError as error:
             for server in opened.values():
                 server.close()
-            for address in removed:
-                self._https[address] = await self._listen(address)
+            for previous in removed:
+                self._https[previous] = await self._listen(previous)
             text = os.strerror(error.errno).lower() if error.errno else str(error)
             raise MemberError(f"Failed to listen on {format_address(address)}: {text}") from error
         self._https = {a: opened.get(a) or self._https[a] for a in wanted}

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from incus_actors.errors import BadRequestError, ForbiddenError, NotFoundError
+from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.gateway.access import Caller
 from incus_actors.gateway.events import SlowSubscriberError, Subscription
 from incus_actors.gateway.operations import Operation, Scope, member_of
@@ -110,7 +110,7 @@ def _timeout_of(request: web.Request) -> float | None:
     try:
         seconds = int(text)
     except ValueError:
-        raise BadRequestError(f'Invalid timeout "{text}"') from None
+        raise MemberError(f'strconv.Atoi: parsing "{text}": invalid syntax') from None  # Incus' status and words
     return None if seconds < 0 else float(seconds)
 
 

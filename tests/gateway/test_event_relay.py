@@ -226,7 +226,7 @@ async def test_lists_merge_members_and_do_without_the_dead(cluster: Cluster) -> 
     found = await nodes[0].relay.operations_elsewhere(Scope())
     assert {o["id"]: o["location"] for o in found} == dict(zip(list(made)[1:], ("node2", "node3"), strict=True))
     only_blue = await nodes[1].relay.operations_elsewhere(Scope(frozenset({"blue"}), strict=True))
-    assert [o["id"] for o in only_blue] == [list(made)[0]]
+    assert [o["id"] for o in only_blue] == [next(iter(made))]
     network.kill(3)
     assert len(await nodes[0].relay.operations_elsewhere(Scope())) == 1
     for node in nodes:

@@ -49,7 +49,7 @@ def load_or_create_curve_keys(directory: Path) -> CurveKeys:
     """
     path = directory / SECRET_FILE
     try:
-        text = path.read_text().strip()
+        text = path.read_bytes()
     except FileNotFoundError:
         keys = generate_curve_keys()
         _write(path, keys.secret.hex(), 0o600)
@@ -58,7 +58,7 @@ def load_or_create_curve_keys(directory: Path) -> CurveKeys:
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
     try:
-        secret = bytes.fromhex(text)
+        secret = bytes.fromhex(text.decode().strip())
         if len(secret) != KEY_BYTES:
             raise ValueError("wrong length")
         public = z85.decode(zmq.curve_public(z85.encode(secret)))

@@ -85,14 +85,17 @@ class Mesh:
         return self.bound_port
 
     def rebind(self, host: str, port: int) -> int:
-        """Listen elsewhere; connections that stand are kept. Returns the port. Raises OSError, RuntimeError."""
+        """Listen elsewhere; who dialled the old place has to dial the new one. Returns the port.
+
+        Raises OSError (then it listens where it did), RuntimeError.
+        """
         if self._inbound is None:
             raise RuntimeError("the lane is not started")
         self.bound_port = self._inbound.bind(host, port)
         return self.bound_port
 
     def unbind(self) -> None:
-        """Listen nowhere; connections that stand are kept."""
+        """Listen nowhere; who dialled us is disconnected."""
         if self._inbound is not None:
             self._inbound.unbind()
         self.bound_port = 0

@@ -163,7 +163,7 @@ class AcceptAnswer(msgspec.Struct, kw_only=True):
     """What a joining server needs to become a member. Holds the cluster's private key: never log it."""
 
     member_id: int
-    cluster_id: str  #: 32 hex digits
+    cluster_id: str  #: a UUID
     epoch: int
     configuration: str  #: as consensus.configuration encodes it
     cluster_certificate: str

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +220,7 @@ class JoinService:
         def exchange() -> None:
             replace_database(
                 self._directory / "database",
-                cluster_id=bytes.fromhex(answer.cluster_id),
+                cluster_id=uuid.UUID(answer.cluster_id).bytes,
                 epoch=answer.epoch,
                 member_id=answer.member_id,
                 configuration=configuration,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from cluster_kit import Server, servers, until
 
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.model.cluster import ClusterPut
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
-from cluster_kit import Server, servers, until
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def test_bootstrap_keeps_everything_and_makes_the_first_member(server):
 
 async def test_bootstrap_twice_is_refused(server):
     await server.bootstrap()
-    with pytest.raises(ApiError, match="^This server is already clustered$") as caught:
+    with pytest.raises(ApiError, match=r"^This server is already clustered$") as caught:
         await server.bootstrap("other")
     assert caught.value.status == 400
 
@@ -93,7 +93,7 @@ async def test_refusals_change_nothing(server, address, name, text):
 async def test_a_failed_bootstrap_leaves_the_standalone_server_and_can_be_repeated(server, hook):
     failures = [MemberError("no such address")]
     server.fail_hook = lambda name: failures.pop() if name == hook and failures else None
-    with pytest.raises(MemberError, match="no such address"):
+    with pytest.raises(MemberError, match=r"no such address"):
         await server.bootstrap()
     assert not server.identity.clustered
     assert certificates.load_pair(server.directory, "cluster") is None

@@ -151,8 +151,8 @@ class Forwarder:
             raise MemberError(NOT_READY, remedy=f"member {member_id} has no address")
         return address
 
-    async def forward(self, request: web.Request, member_id: int) -> web.StreamResponse:
-        """Return that member's answer to this very request, unchanged.
+    async def forward(self, request: web.Request, member_id: int, *, body: bytes | None = None) -> web.StreamResponse:
+        """Return that member's answer to this very request, unchanged; give `body` if it was read already.
 
         Raises MemberError (500 "Server isn't ready yet") when the member can't be reached.
         """
@@ -160,15 +160,15 @@ class Forwarder:
             raise MemberError("Request was forwarded more than once", remedy="the instance moved meanwhile: try again")
         if request.headers.get(hdrs.UPGRADE):
             return await self._forward_upgrade(request, member_id)
-        return await self._forward_plain(request, member_id)
+        return await self._forward_plain(request, member_id, body)
 
     # -- plain requests -----------------------------------------------------------------------------------------------
 
-    async def _forward_plain(self, request: web.Request, member_id: int) -> web.StreamResponse:
+    async def _forward_plain(self, request: web.Request, member_id: int, body: bytes | None) -> web.StreamResponse:
         url = self.url(member_id, request.raw_path)
         try:
             with cancelled_when_gone(request):
-                return await self._exchange(request, url)
+                return await self._exchange(request, url, body)
         except aiohttp.ServerFingerprintMismatch as error:
             raise MemberError(NOT_READY, remedy=f"{url.host} shows a foreign certificate: {error}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError, TimeoutError) as error:
@@ -178,8 +178,8 @@ class Forwarder:
             _log.info("%s %s: %s", request.method, url, error)
             raise MemberError(f"Lost the connection to the member that worked on the request: {error}") from error
 
-    async def _exchange(self, request: web.Request, url: URL) -> web.StreamResponse:
-        body = request.content if request.can_read_body else None
+    async def _exchange(self, request: web.Request, url: URL, read: bytes | None) -> web.StreamResponse:
+        body = read if read is not None else request.content if request.can_read_body else None
         async with self.session().request(
             request.method,
             url,

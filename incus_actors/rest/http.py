@@ -127,7 +127,11 @@ async def read_json(request: web.Request, type_: type[T], *, limit_bytes: int = 
     Unknown keys are ignored (Go clients send capitalised ones); a null counts as absent, inside `config` and other
     maps of strings as "". Raises BadRequestError when the body is empty, no JSON, or of wrong types.
     """
-    body = await read_body(request, limit_bytes=limit_bytes)
+    return decode_json(await read_body(request, limit_bytes=limit_bytes), type_)
+
+
+def decode_json(body: bytes, type_: type[T]) -> T:
+    """Return a body that was read already as `type_`; see `read_json`. Raises BadRequestError."""
     if not body.strip():
         raise BadRequestError("EOF")
     try:

@@ -142,6 +142,7 @@ class TrustService:
             shown = tokens.decode(post.trust_token)
         except tokens.TokenError:
             raise ForbiddenError from None
+        await self._consensus.read_barrier()  # a token may have been made on another member a moment ago
         if post.certificate:
             pem, fingerprint = _from_base64(post.certificate)
         elif peer_pem:

@@ -25,6 +25,7 @@ from incus_actors.gateway.operations import Operations
 from incus_actors.gateway.routing import Routing
 from incus_actors.rest.app import build_app
 from incus_actors.rest.context import Gateway
+from incus_actors.rest.context import gateway as gateway_of
 from incus_actors.rest.http import RouteSpec
 from incus_actors.rest.internal_routes import routes as internal_routes
 from incus_actors.rest.listeners import Listeners
@@ -98,6 +99,7 @@ class SwitchedConsensus:
     member_id: int = 1
     quorum: bool = True
     barriers: int = 0
+    extras: dict[str, Any] = field(default_factory=dict)  #: what the handlers of a test keep
     configuration: Configuration = field(
         default_factory=lambda: Configuration((Member(1, "m1 key"), Member(2, "m2 key"), Member(3, "m3 key")))
     )
@@ -117,6 +119,10 @@ class SwitchedConsensus:
             configuration=self.configuration,
             peers=(),
         )
+
+
+def extras(request: web.Request) -> dict[str, Any]:
+    return cast(SwitchedConsensus, gateway_of(request).consensus).extras
 
 
 def free_port() -> int:

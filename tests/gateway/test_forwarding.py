@@ -14,12 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
-from gateway_kit import ScratchDatabase, TestMember, client_pair, running_member, shared_cluster_pair, whoami
+from gateway_kit import ScratchDatabase, TestMember, client_pair, extras, running_member, shared_cluster_pair, whoami
 
 from incus_actors.errors import ForbiddenError
 from incus_actors.gateway.upgrades import Hijacked, hijack, switching_protocols
 from incus_actors.gateway.websockets import accept_websocket
-from incus_actors.rest.context import gateway
 from incus_actors.rest.http import RouteSpec, etag_of, sync
 
 
@@ -71,11 +70,11 @@ async def raw(request: web.Request) -> web.StreamResponse:
 
 
 async def slow(request: web.Request) -> web.StreamResponse:
-    gateway(request).extras["arrived"].set()
+    extras(request)["arrived"].set()
     try:
         await asyncio.sleep(60)
     finally:
-        gateway(request).extras["left"].set()
+        extras(request)["left"].set()
     return sync()
 
 
@@ -117,7 +116,7 @@ async def members(tmp_path: Path) -> AsyncIterator[tuple[TestMember, TestMember]
         shared.add_instance("blue2", 2, "blue")
         for member in found:
             member.gateway.access.refresh()
-            member.gateway.extras.update(arrived=asyncio.Event(), left=asyncio.Event())
+            member.consensus.extras.update(arrived=asyncio.Event(), left=asyncio.Event())
         yield found[0], found[1]
 
 
@@ -274,7 +273,7 @@ async def test_a_client_that_leaves_ends_the_forwarded_request(
     one, two = members
     _, writer = await asyncio.open_unix_connection(str(one.directory / "unix.socket"))
     writer.write(b"GET /1.0/instances/c2/slow HTTP/1.1\r\nHost: unix.socket\r\n\r\n")
-    await asyncio.wait_for(two.gateway.extras["arrived"].wait(), 5)
+    await asyncio.wait_for(two.consensus.extras["arrived"].wait(), 5)
     writer.close()
     session = one.gateway.forwarder.session()
     assert session.connector is not None

@@ -1,0 +1,411 @@
+"""log.db: what survives, what is noticed, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from incus_actors.consensus import log_format as fmt
+from incus_actors.consensus.bootstrap import (
+    NotEmptyError,
+    create_joiner,
+    create_standalone,
+    exists,
+    finish_replacement,
+    replace_database,
+)
+from incus_actors.consensus.effects import WriteLog
+from incus_actors.consensus.log_store import (
+    AmnesiaError,
+    LogDamagedError,
+    LogFullError,
+    LogIOError,
+    LogLockedError,
+    LogStore,
+)
+from incus_actors.consensus.types import (
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    Member,
+    Role,
+    SnapshotMark,
+    chain_hash,
+)
+
+OTHERS = Configuration((Member(1, "a", Role.VOTER),))
+
+
+def after(chain: bytes, index: Index, count: int, *, term: int = 1, size: int = 10) -> tuple[Entry, ...]:
+    entries = []
+    for number in range(index, index + count):
+        body = bytes([number % 256]) * size
+        chain = chain_hash(chain, term, EntryKind.SQL, number, b"", body)
+        entries.append(Entry(number, term, EntryKind.SQL, number, b"", body, chain))
+    return tuple(entries)
+
+
+class Log:
+    """A store under test that numbers its writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = LogStore(directory)
+        self.state = self.store.durable_state(0)
+        self.entries = list(self.state.entries)
+        self.write_id = 0
+
+    def write(self, *entries: Entry, truncate: Index | None = None, hard: HardState | None = None) -> None:
+        self.write_id += 1
+        self.store.write([WriteLog(self.write_id, 0, hard, truncate, entries, 0)])
+        if truncate is not None:
+            self.entries = [e for e in self.entries if e.index < truncate]
+        self.entries += entries
+
+    def grow(self, count: int, *, term: int = 1, size: int = 10) -> None:
+        last = self.entries[-1]
+        self.write(*after(last.chain, last.index + 1, count, term=term, size=size))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    create_standalone(tmp_path / "database", address="here")
+    return tmp_path / "database"
+
+
+def reopened(directory: Path) -> tuple[Entry, ...]:
+    store = LogStore(directory)
+    try:
+        return store.durable_state(0).entries
+    finally:
+        store.close()
+
+
+def crash(directory: Path, log: Log) -> Path:
+    """What a killed process leaves: the files as they are, without a clean close."""
+    copy = directory.with_name("crashed")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(directory, copy)
+    log.store.close()
+    return copy
+
+
+def test_a_standalone_log_begins_with_its_configuration(directory: Path) -> None:
+    store = LogStore(directory)
+    state = store.durable_state(0)
+    store.close()
+    assert (state.member_id, state.epoch, state.hard) == (1, 1, HardState(1, 0))
+    assert [(e.index, e.term, e.kind) for e in state.entries] == [(1, 1, EntryKind.CONFIG)]
+    assert state.incarnation != 0
+    with pytest.raises(NotEmptyError):
+        create_standalone(directory, address="again")
+
+
+def test_writes_survive_a_crash(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(5)
+    log.write(hard=HardState(4, 2))
+    copy = crash(directory, log)
+    store = LogStore(copy)
+    assert store.durable_state(0).entries == tuple(log.entries)
+    assert store.hard == HardState(4, 2)
+    store.close()
+
+
+def test_truncation_and_a_crash_right_after_it_are_no_amnesia(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(10)
+    kept = log.entries[4]
+    log.write(*after(kept.chain, 6, 2, term=2), truncate=6, hard=HardState(2, 0))
+    copy = crash(directory, log)
+    assert [e.term for e in reopened(copy)] == [1, 1, 1, 1, 1, 2, 2]
+
+
+def test_the_witness_is_lowered_durably_before_a_truncation(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the lowering and the commit leaves the old log, which the lowered witness accepts."""
+    log = Log(directory)
+    log.grow(10)
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("power cut")
+
+    monkeypatch.setattr(log.store, "_truncate", fail)
+    with pytest.raises(LogIOError):
+        log.write(truncate=6)
+    copy = crash(directory, log)
+    assert len(reopened(copy)) == 11
+
+
+def test_a_dropped_tail_of_the_write_ahead_log_is_noticed(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(3)
+    short = (directory / "log.db-wal").stat().st_size
+    log.grow(3)
+    copy = crash(directory, log)
+    wal = copy / "log.db-wal"
+    with wal.open("r+b") as file:
+        file.truncate(short)
+    with pytest.raises(AmnesiaError, match="ends at 4, but 7 was durable once"):
+        LogStore(copy)
+
+
+def test_a_bit_flip_in_the_write_ahead_log_is_noticed(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(3)
+    log.grow(3)
+    copy = crash(directory, log)
+    wal = copy / "log.db-wal"
+    data = bytearray(wal.read_bytes())
+    data[-200] ^= 1
+    wal.write_bytes(data)
+    with pytest.raises(AmnesiaError, match="was durable once"):
+        LogStore(copy)
+
+
+def test_a_vote_that_was_rolled_back_is_noticed(directory: Path) -> None:
+    log = Log(directory)
+    log.write(hard=HardState(5, 2))
+    short = (directory / "log.db-wal").stat().st_size
+    log.write(hard=HardState(6, 3))
+    copy = crash(directory, log)
+    with (copy / "log.db-wal").open("r+b") as file:
+        file.truncate(short)
+    with pytest.raises(AmnesiaError, match="term 5, but 6 was durable once"):
+        LogStore(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("UPDATE entries SET body = x'00' WHERE idx = 3", "entry 3 is damaged"),
+        ("DELETE FROM entries WHERE idx = 3", "entry 3 is missing"),
+        ("DELETE FROM entries WHERE idx > 3", "ends at 3, but 6 was durable"),
+        ("UPDATE entries SET kind = 99 WHERE idx = 3", "entry 3 is damaged"),
+        ("UPDATE hard SET vote = 3", "term and vote in log.db is damaged"),
+        ("DELETE FROM hard", "term and vote in log.db is damaged"),
+        ("DELETE FROM configs", "recorded differently"),
+        ("INSERT INTO configs VALUES (5, 1, x'00')", "not in the log"),
+    ],
+)
+def test_damage_is_never_repaired_silently(directory: Path, damage: str, message: str) -> None:
+    log = Log(directory)
+    log.grow(5)
+    log.store.close()
+    connection = sqlite3.connect(directory / "log.db")
+    connection.execute(damage)
+    connection.commit()
+    connection.close()
+    with pytest.raises(AmnesiaError, match=message):
+        LogStore(directory)
+
+
+def test_a_missing_or_garbled_witness_is_amnesia(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(1)
+    log.store.close()
+    witness = directory / fmt.WITNESS_NAME
+    saved = witness.read_bytes()
+    witness.write_bytes(b"\0" * 128)
+    with pytest.raises(AmnesiaError, match=r"tail\.wit is damaged"):
+        LogStore(directory)
+    witness.unlink()
+    with pytest.raises(AmnesiaError, match="missing"):
+        LogStore(directory)
+    witness.write_bytes(saved)
+    assert len(reopened(directory)) == 2
+
+
+def test_one_torn_slot_of_the_witness_leaves_the_other(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(1)
+    log.grow(1)
+    log.store.close()
+    witness = directory / fmt.WITNESS_NAME
+    data = bytearray(witness.read_bytes())
+    data[3] ^= 0xFF
+    witness.write_bytes(data)
+    assert len(reopened(directory)) == 3
+
+
+def test_the_state_must_fit_the_log(directory: Path) -> None:
+    store = LogStore(directory)
+    with pytest.raises(AmnesiaError, match="applied 9, but the log ends at 1"):
+        store.durable_state(9)
+    store.close()
+
+
+def test_a_second_opener_is_refused(directory: Path) -> None:
+    store = LogStore(directory)
+    with pytest.raises(LogLockedError):
+        LogStore(directory)
+    store.close()
+    LogStore(directory).close()
+
+
+def test_a_newer_format_and_an_empty_directory_are_refused(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(LogDamagedError, match="no database"):
+        LogStore(tmp_path)
+    connection = sqlite3.connect(directory / "log.db")
+    connection.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(LogDamagedError, match="format 2"):
+        LogStore(directory)
+    (directory / "log.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(LogDamagedError, match="can't be read"):
+        LogStore(directory)
+
+
+def test_a_full_disk_is_a_clean_rollback(directory: Path) -> None:
+    log = Log(directory)
+    pages = log.store._db.execute("PRAGMA page_count").fetchone()[0]
+    log.store._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    last = log.entries[-1]
+    big = after(last.chain, last.index + 1, 3, size=50_000)
+    with pytest.raises(LogFullError):
+        log.write(*big)
+    assert not log.store.failed
+    log.store._db.execute("PRAGMA max_page_count=100000")
+    log.write(*big)
+    log.store.close()
+    assert len(reopened(directory)) == 4
+
+
+def test_after_an_error_nothing_is_written_any_more(directory: Path) -> None:
+    log = Log(directory)
+    last = log.entries[-1]
+    with pytest.raises(LogIOError, match="can't follow"):
+        log.write(*after(last.chain, 7, 1))
+    with pytest.raises(LogIOError, match="earlier write failed"):
+        log.grow(1)
+    log.store.close()
+
+
+def test_compaction_moves_the_begin_and_keeps_the_configuration(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(10)
+    mark = log.store.compact(6)
+    assert (mark.index, mark.configuration_index) == (6, 1)
+    assert mark.configuration.old[0].address == "here"
+    assert log.store.compact(3) == mark
+    log.grow(1)
+    log.store.close()
+    store = LogStore(directory)
+    with pytest.raises(LogDamagedError, match="begins after 6"):
+        store.durable_state(5)
+    assert [e.index for e in store.durable_state(6).entries] == [7, 8, 9, 10, 11, 12]
+    store.close()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_installed_snapshot_keeps_only_a_suffix_that_follows_it(directory: Path, same: bool) -> None:
+    log = Log(directory)
+    log.grow(5)
+    entry = log.entries[3]
+    mark = SnapshotMark(4, entry.term, entry.chain if same else b"another!", OTHERS, 2)
+    log.store.install(mark, 2, keep_suffix=True)
+    copy = crash(directory, log)
+    store = LogStore(copy)
+    assert store.generation == 2
+    assert store.snapshot == mark
+    assert [e.index for e in store.durable_state(4).entries] == ([5, 6] if same else [])
+    store.close()
+
+
+def test_an_install_that_fails_leaves_the_old_world(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(directory)
+    log.grow(5)
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("power cut")
+
+    monkeypatch.setattr(fmt, "write_meta", fail)
+    with pytest.raises(LogIOError):
+        log.store.install(SnapshotMark(4, 1, b"another!", OTHERS, 2), 2, keep_suffix=True)
+    monkeypatch.undo()
+    copy = crash(directory, log)
+    assert len(reopened(copy)) == 6
+
+
+def test_a_joiner_knows_the_cluster_and_is_no_voter(tmp_path: Path) -> None:
+    directory = tmp_path / "database"
+    with pytest.raises(ValueError, match="must not join as a voter"):
+        create_joiner(directory, cluster_id=b"c" * 16, epoch=3, member_id=1, configuration=OTHERS)
+    create_joiner(directory, cluster_id=b"c" * 16, epoch=3, member_id=4, configuration=OTHERS)
+    store = LogStore(directory)
+    state = store.durable_state(0)
+    store.close()
+    assert (state.cluster_id, state.epoch, state.member_id, state.entries) == (b"c" * 16, 3, 4, ())
+    assert state.snapshot.configuration == OTHERS
+
+
+def replace(directory: Path) -> Path:
+    return replace_database(directory, cluster_id=b"c" * 16, epoch=1, member_id=4, configuration=OTHERS)
+
+
+def member_of(directory: Path) -> int:
+    store = LogStore(directory)
+    try:
+        return store.member_id
+    finally:
+        store.close()
+
+
+def test_a_database_is_replaced_and_the_old_one_kept_aside(directory: Path) -> None:
+    (directory / "local.db").write_text("mine alone")
+    aside = replace(directory)
+    assert member_of(directory) == 4
+    assert member_of(aside) == 1
+    assert (directory / "local.db").read_text() == "mine alone"
+
+
+def test_a_database_in_use_is_not_replaced(directory: Path) -> None:
+    store = LogStore(directory)
+    with pytest.raises(LogLockedError):
+        replace(directory)
+    store.close()
+    assert member_of(directory) == 1
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_crash_while_replacing_leaves_one_of_the_two(
+    directory: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power is cut after so many renames; the next start finishes what was decided."""
+    done = 0
+    rename = Path.rename
+
+    def cut(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == renames:
+            raise OSError("power cut")
+        done += 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", cut)
+    with pytest.raises(OSError, match="power cut"):
+        replace(directory)
+    monkeypatch.undo()
+    assert exists(directory)
+    assert member_of(directory) == (1 if renames == 0 else 4)
+    assert finish_replacement(directory) is None
+
+
+def test_a_creation_that_was_cut_short_is_started_over(tmp_path: Path) -> None:
+    directory = tmp_path / "database"
+    directory.mkdir()
+    fmt.open_connection(directory / "log.db").close()
+    create_standalone(directory, address="here")
+    assert member_of(directory) == 1
+
+
+def test_a_state_without_a_log_is_never_a_fresh_member(tmp_path: Path) -> None:
+    directory = tmp_path / "database"
+    directory.mkdir()
+    (directory / "global-1.db").write_bytes(b"")
+    with pytest.raises(NotEmptyError, match="lost its log"):
+        create_standalone(directory, address="here")

@@ -1,0 +1,307 @@
+"""The runtime on real files: one member, three members, failover, snapshots, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from incus_actors.consensus.api import RoleChange
+from incus_actors.consensus.lanes import NoLane
+from incus_actors.consensus.log_store import AmnesiaError, LogLockedError
+from incus_actors.consensus.runtime import ALL_TOPICS, ConsensusRuntime
+from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
+from incus_actors.errors import BadRequestError, ForbiddenError, OutcomeUnknownError, UnavailableError
+from incus_actors.model.transaction import Guard, Statement, Transaction
+
+from .runtime_kit import TABLE, Network, add, applied, grown, insert, leading, standalone, stop_all, until
+
+COUNT = "SELECT COUNT(*) FROM t"
+
+
+async def test_a_standalone_writes_reads_and_tells(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        told: list[frozenset[str]] = []
+        roles: list[RoleChange] = []
+        configurations: list[Configuration] = []
+        runtime.subscribe_applied(lambda _, topics: told.append(topics))
+        runtime.subscribe_role(roles.append)
+        runtime.subscribe_configuration(configurations.append)
+        assert len(configurations) == 1
+        await applied(runtime, TABLE)
+        outcome = await applied(runtime, insert(7))
+        assert outcome.changed == (1,)
+        assert await runtime.read_barrier() >= outcome.index
+        assert runtime.database.query("SELECT id, a FROM t")[0]["a"] == 7
+        assert told == [frozenset({"schema"}), frozenset({"config"})]
+        assert roles[-1].role is RaftRole.LEADER
+        assert runtime.status().member_id == runtime.member_id == 1
+
+
+async def test_conflicts_and_errors_are_outcomes(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        await applied(runtime, insert(1))
+        guard = Guard(COUNT, (), ((0,),), "not_empty")
+        conflict = await runtime.propose(Transaction(insert(2).statements, guards=(guard,)))
+        assert (conflict.status, conflict.label) == ("conflict", "not_empty")
+        error = await runtime.propose(insert(1))
+        assert (error.status, error.error) == ("error", "UNIQUE constraint failed: t.a")
+        assert runtime.database.scalar(COUNT) == 1
+
+
+async def test_many_writers_and_readers_at_once(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        outcomes = await asyncio.gather(*(runtime.propose(insert(n)) for n in range(300)))
+        assert all(outcome.applied for outcome in outcomes)
+        await asyncio.gather(*(runtime.read_barrier() for _ in range(100)))
+        assert runtime.database.scalar(COUNT) == 300
+
+
+async def test_refusals_before_anything_is_logged(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        last = runtime.status().last
+        with pytest.raises(BadRequestError, match="ORDER BY"):
+            await runtime.propose(Transaction((Statement("INSERT INTO a SELECT * FROM b"),)))
+        with pytest.raises(BadRequestError, match="too large"):
+            await runtime.propose(Transaction((Statement("INSERT INTO a VALUES (?)", (b"x" * 2_000_000,)),)))
+        with pytest.raises(BadRequestError, match="64 bits"):
+            await runtime.propose(Transaction((Statement("INSERT INTO a VALUES (?)", (2**63,)),)))
+        with pytest.raises(BadRequestError, match="16 bytes"):
+            await runtime.propose(insert(1), proposal_id=b"short")
+        assert runtime.status().last <= last + 1  # at most the leader's own first entry
+
+
+async def test_the_same_proposal_id_is_applied_once_across_a_restart(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        proposal_id = runtime.new_proposal_id()
+        first = await runtime.propose(insert(5), proposal_id=proposal_id)
+        again = await asyncio.gather(*(runtime.propose(insert(5), proposal_id=proposal_id) for _ in range(3)))
+        assert again == [first] * 3
+    async with standalone(tmp_path / "database") as runtime:
+        assert await runtime.propose(insert(5), proposal_id=proposal_id) == first
+        assert runtime.database.scalar(COUNT) == 1
+
+
+async def test_sessions_expire_by_log_time_and_late_retries_are_refused(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        old = runtime.new_proposal_id()
+        await runtime.propose(insert(1), proposal_id=old)
+        await asyncio.sleep(0.01)
+        assert await runtime.expire_sessions(life_ms=0) >= 2
+        late = await runtime.propose(insert(1), proposal_id=old)
+        assert late.status == "error"
+        assert "older than the memory" in late.error
+        assert (await runtime.propose(insert(2))).applied
+        assert runtime.database.scalar(COUNT) == 2
+
+
+async def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database"):
+        second = ConsensusRuntime(tmp_path / "database", NoLane, realtime=False)
+        with pytest.raises(LogLockedError, match="in use by another daemon"):
+            await second.start()
+
+
+async def test_before_start_and_after_stop_nothing_is_served(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+    with pytest.raises(UnavailableError, match="Shutting down"):
+        await runtime.propose(insert(1))
+    fresh = ConsensusRuntime(tmp_path / "database", NoLane)
+    with pytest.raises(UnavailableError, match="starting up"):
+        fresh.status()
+
+
+async def test_the_log_is_compacted_and_what_was_compacted_survives(tmp_path: Path) -> None:
+    limits = Limits(retained_entries=64)
+    async with standalone(tmp_path / "database", limits=limits) as runtime:
+        await applied(runtime, TABLE)
+        for start in range(0, 1000, 100):
+            await asyncio.gather(*(runtime.propose(insert(n)) for n in range(start, start + 100)))
+        await until(lambda: runtime.status().first > 500)
+    async with standalone(tmp_path / "database", limits=limits) as runtime:
+        assert runtime.status().first > 500
+        assert runtime.database.scalar(COUNT) == 1000
+        assert (await runtime.propose(insert(1000))).applied
+
+
+async def test_a_lost_state_file_is_rebuilt_from_the_log_or_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "database"
+    async with standalone(directory) as runtime:
+        await applied(runtime, TABLE)
+        await applied(runtime, insert(1))
+    for path in directory.glob("global-1.db*"):
+        path.unlink()
+    async with standalone(directory, limits=Limits(retained_entries=16)) as runtime:
+        await runtime.read_barrier()
+        assert runtime.database.scalar(COUNT) == 1
+        await asyncio.gather(*(runtime.propose(insert(n)) for n in range(2, 100)))
+        await until(lambda: runtime.status().first > 1)
+    for path in directory.glob("global-1.db*"):
+        path.unlink()
+    again = ConsensusRuntime(directory, NoLane, realtime=False)
+    with pytest.raises(AmnesiaError, match="missing"):
+        await again.start()
+    with pytest.raises(AmnesiaError):  # and for ever
+        await again.start()
+
+
+async def test_three_members_replicate_and_survive_their_leader(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network)
+    try:
+        for member, runtime in runtimes.items():
+            await applied(runtime, insert(member))
+            await runtime.read_barrier()
+            assert runtime.database.scalar("SELECT 1 FROM t WHERE a = ?", (member,)) == 1
+        with pytest.raises(ForbiddenError):
+            await runtimes[2].change_configuration(runtimes[2].status().configuration.target)
+        first = leading(runtimes)
+        del runtimes[first.member_id]
+        await first.stop(handover=False)
+        for member, runtime in runtimes.items():
+            await applied(runtime, insert(10 + member))
+        await asyncio.gather(*(r.read_barrier() for r in runtimes.values()))
+        rows = {m: [tuple(r) for r in rt.database.query("SELECT * FROM t ORDER BY id")] for m, rt in runtimes.items()}
+        assert len({str(r) for r in rows.values()}) == 1
+        assert len(rows[next(iter(rows))]) == 5
+        digests = {rt.database.scalar("SELECT digest FROM _raft") for rt in runtimes.values()}
+        assert len(digests) == 1
+    finally:
+        await stop_all(runtimes)
+
+
+async def test_leadership_is_handed_over_before_a_stop(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network)
+    try:
+        old = leading(runtimes)
+        term = old.status().term
+        await old.stop()
+        del runtimes[old.member_id]
+        await asyncio.gather(*(runtime.read_barrier() for runtime in runtimes.values()))
+        assert leading(runtimes).status().term == term + 1
+    finally:
+        await stop_all(runtimes)
+
+
+async def test_without_a_majority_writes_say_who_is_missing(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network)
+    try:
+        survivor = runtimes.pop(3)
+        await stop_all(runtimes)
+        runtimes = {3: survivor}
+        await until(lambda: survivor.status().leader == 0)
+        with pytest.raises(UnavailableError) as caught:
+            await survivor.propose(insert(1), timeout_s=0.3)
+        assert not isinstance(caught.value, OutcomeUnknownError)
+        assert str(caught.value).startswith("Failed to begin transaction: no leader of the database")
+        assert "2 of 3 database members needed, 1 reachable (not reachable: 1 (member-1), 2 (member-2))" in str(
+            caught.value
+        )
+        with pytest.raises(UnavailableError):
+            await survivor.read_barrier(timeout_s=0.2)
+        assert survivor.database.scalar(COUNT) == 0  # a stale read still works
+    finally:
+        await stop_all(runtimes)
+
+
+async def test_a_cut_off_leader_answers_unknown_and_the_rest_goes_on(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network)
+    try:
+        old = leading(runtimes)
+        network.cut.add(old.member_id)
+        lost = asyncio.gather(old.propose(insert(1), timeout_s=0.5), return_exceptions=True)
+        others = {m: r for m, r in runtimes.items() if r is not old}
+        await applied(next(iter(others.values())), insert(2))
+        assert isinstance((await lost)[0], OutcomeUnknownError)
+        network.cut.clear()
+        await until(lambda: old.database.scalar("SELECT 1 FROM t WHERE a = 2") == 1)
+    finally:
+        await stop_all(runtimes)
+
+
+async def test_a_newcomer_behind_the_log_gets_a_snapshot(tmp_path: Path) -> None:
+    network, limits = Network(), Limits(retained_entries=32, snapshot_chunk_bytes=8192)
+    runtimes = await grown(tmp_path, network, size=1, limits=limits)
+    try:
+        leader = runtimes[1]
+        for start in range(0, 500, 100):
+            await asyncio.gather(*(leader.propose(insert(n)) for n in range(start, start + 100)))
+        await until(lambda: leader.status().first > 300)
+        await add(tmp_path, network, runtimes, 2, limits=limits)
+        newcomer = runtimes[2]
+        topics: list[frozenset[str]] = []
+        newcomer.subscribe_applied(lambda _, told: topics.append(told))
+        await until(lambda: newcomer.status().applied >= leader.status().commit)
+        assert ALL_TOPICS in topics
+        assert newcomer.database.path.name == "global-2.db"
+        assert newcomer.database.scalar(COUNT) == 500
+        await applied(newcomer, insert(1000))
+        voters = (Member(1, "member-1"), Member(2, "member-2", Role.VOTER))
+        await leader.change_configuration(voters)
+        await stop_all(runtimes)
+        for runtime in runtimes.values():
+            await runtime.start()
+        await applied(newcomer, insert(1001))
+        digests = [r.database.scalar("SELECT digest FROM _raft") for r in runtimes.values()]
+        await until(lambda: len({r.database.scalar("SELECT digest FROM _raft") for r in runtimes.values()}) == 1)
+        assert len(digests) == 2
+    finally:
+        await stop_all(runtimes)
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from incus_actors.consensus.bootstrap import create_standalone
+from incus_actors.consensus.lanes import NoLane
+from incus_actors.consensus.runtime import ConsensusRuntime
+from incus_actors.model.transaction import Statement, Transaction
+
+async def main():
+    directory = Path(sys.argv[1])
+    if not directory.exists():
+        create_standalone(directory, address="one")
+    runtime = ConsensusRuntime(directory, NoLane, realtime=False)
+    await runtime.start()
+    await runtime.propose(Transaction((Statement(
+        "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, a INTEGER)"),), schema=True))
+    async def write():
+        while True:
+            outcome = await runtime.propose(Transaction((Statement("INSERT INTO t (a) VALUES (1) RETURNING id"),)))
+            print(outcome.rows[0][0][0], flush=True)
+    await asyncio.gather(*(write() for _ in range(4)))
+
+asyncio.run(main())
+"""
+
+
+async def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    directory = tmp_path / "database"
+    acknowledged: set[int] = set()
+    for lines in (40, 90, 150):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CHILD, str(directory), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        for _ in range(lines):
+            acknowledged.add(int(await process.stdout.readline()))
+        process.send_signal(signal.SIGKILL)
+        acknowledged |= {int(line) for line in (await process.stdout.read()).split(b"\n")[:-1]}
+        await process.wait()
+    async with standalone(directory) as runtime:
+        await runtime.read_barrier()
+        found = {row["id"] for row in runtime.database.query("SELECT id FROM t")}
+    assert acknowledged <= found
+    assert len(acknowledged) >= 280

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from incus_actors.consensus.effects import Compact
 from incus_actors.consensus.node import Node
+from incus_actors.consensus.progress import Progress
 from incus_actors.consensus.types import Index
 
 ONLINE_MS = 10_000
@@ -49,8 +50,15 @@ def _slowest_online(node: Node) -> Index:
     if leadership is None:
         return node.log.last
     online = [
-        progress.match
+        _needs_after(node, progress)
         for progress in leadership.progress.values()
         if progress.contact_ms >= node.now - ONLINE_MS and not progress.excluded
     ]
     return min(online, default=node.log.last)
+
+
+def _needs_after(node: Node, progress: Progress) -> Index:
+    """Return the index after which this member needs entries from the log."""
+    if progress.snapshot is None:
+        return progress.match
+    return node.log.mark.index if progress.snapshot.offer is None else progress.snapshot.offer.index

@@ -184,6 +184,7 @@ class Core(Node):
         self.term_leader = self.id
         self.campaign = None
         self.heard_any_leader = True
+        self.appended_sent = 0
         self.suspicion.found_leader()
         self.role_changed("won")
         leader.start(self)

@@ -61,6 +61,7 @@ def on_heartbeat(node: Node, envelope: Envelope, message: Heartbeat) -> None:
             node.visible_voters,
             node.verified,
             message.sent_ms,
+            min(node.verified, node.log.durable),
         ),
     )
 

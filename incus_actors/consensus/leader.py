@@ -143,7 +143,12 @@ class Leadership:
     def tick(self) -> None:
         """Do what is due: heartbeats, check-quorum, transfer, disk, snapshots."""
         node, now = self.node, self.node.now
-        due = [p for p in self.progress.values() if now >= p.heartbeat_due_ms or p.commit_told < node.commit]
+        eager, commit = node.timing.heartbeat_standby_ms, node.commit
+        due = [
+            progress
+            for progress in self.progress.values()
+            if now >= progress.heartbeat_due_ms or (progress.commit_told < commit and progress.heartbeat_ms <= eager)
+        ]
         if due:
             heir = self.heir()
             for progress in due:
@@ -300,8 +305,9 @@ def start(node: Node) -> None:
     leadership = Leadership(node)
     node.leadership = leadership
     node.stage_entry(node.log.make(node.term, EntryKind.NOOP, node.wall_ms(), b"", b""))
+    heir = leadership.heir()
     for progress in leadership.progress.values():
-        leadership.heartbeat(progress, NOBODY)
+        leadership.heartbeat(progress, heir)
     node.wake_at(leadership.check_quorum_ms)
 
 

@@ -124,8 +124,9 @@ class HeartbeatResponse:
     lag_ms: int
     free_kib: int
     links: tuple[MemberId, ...]
-    last_index: Index = 0
+    last_index: Index = 0  #: verified by this leader's stream, perhaps not durable yet
     sent_ms: int = 0
+    match: Index = 0  #: verified and durable, as in AppendResponse: a lost one costs no more than a heartbeat
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def _is_applied_at(node: Node, leadership: Leadership, index: Index, origin: Mem
     """Whether the asker has applied that entry and yet asks: it must have missed the result (a snapshot, a
     restart), so it needs another entry, which the state's own dedup answers with the first result."""
     if origin == node.id:
-        return index <= node.apply_sent
+        return index <= node.applied
     progress = leadership.progress.get(origin)
     return progress is not None and index <= progress.applied
 

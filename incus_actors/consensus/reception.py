@@ -69,9 +69,10 @@ def _refusal(node: Node, envelope: Envelope) -> str:
         return "destination"
     if envelope.epoch != node.epoch:
         return "epoch"
-    known = envelope.source in node.known_members or envelope.source == node.leader
-    if not known and not isinstance(envelope.message, FROM_ANYONE):
-        return "unknown_member"
+    source = envelope.source
+    if source not in node.known_members and source != node.leader and not isinstance(envelope.message, FROM_ANYONE):
+        leaving = node.leadership is not None and source in node.leadership.progress
+        return "" if leaving else "unknown_member"
     return ""
 
 

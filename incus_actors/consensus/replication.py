@@ -82,10 +82,14 @@ def on_append_response(node: Node, progress: Progress, message: AppendResponse) 
     if not message.ok:
         _on_refusal(node, progress, message)
         return
-    if message.match > node.log.last:
-        node.fatal(f"member {progress.id} acknowledges {message.match}, our log ends at {node.log.last}")
+    _on_match(node, progress, message.match, message.sequence)
+
+
+def _on_match(node: Node, progress: Progress, match: Index, sequence: int) -> None:
+    if match > node.log.last:
+        node.fatal(f"member {progress.id} acknowledges {match}, our log ends at {node.log.last}")
         return
-    gained = progress.acknowledged(message.match, message.sequence)
+    gained = progress.acknowledged(match, sequence)
     if progress.state is ProgressState.PROBE or (
         progress.state is ProgressState.SNAPSHOT and progress.match >= node.log.mark.index
     ):
@@ -153,6 +157,10 @@ def on_heartbeat_response(node: Node, progress: Progress, message: HeartbeatResp
     if progress.state is ProgressState.SNAPSHOT:
         return
     progress.verified = message.last_index
+    if message.match > progress.match:
+        _on_match(node, progress, message.match, 0)
+        if node.leadership is not leadership:
+            return
     newest = progress.in_flight[-1].sent_ms if progress.in_flight else node.now
     if message.last_index < progress.match:
         progress.become_probe()  # it has restarted and knows nothing of this term's stream

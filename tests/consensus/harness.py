@@ -14,7 +14,7 @@ from hashlib import blake2b
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.core import Core
-from incus_actors.consensus.messages import Envelope
+from incus_actors.consensus.messages import PROTOCOL_VERSION, Envelope, Message
 from incus_actors.consensus.types import (
     GENESIS_CHAIN,
     NOBODY,
@@ -210,9 +210,8 @@ class World:
         elif isinstance(effect, fx.StoreSnapshotChunk):
             end = effect.offset + len(effect.data)
             self.step(member, ev.SnapshotChunkStored(effect.offer.snapshot_id, end))
-        elif isinstance(effect, fx.InstallSnapshot):
-            if member not in self.install_crash:
-                self.install(member, effect)
+        elif isinstance(effect, fx.InstallSnapshot) and member not in self.install_crash:
+            self.install(member, effect)
 
     def install(self, member: MemberId, effect: fx.InstallSnapshot) -> None:
         machine, offer = self.machines[member], effect.offer
@@ -241,6 +240,9 @@ class World:
             self.step(member, ev.LogWritten(write.write_id))
             for send in write.then:
                 self.carry_out(member, send)
+
+    def settle_disk_only(self, member: MemberId) -> None:
+        self.complete(member, len(self.writes[member]))
 
     def apply(self, member: MemberId) -> None:
         while self.applies[member]:
@@ -350,6 +352,12 @@ class World:
             for e in self.sent
             if isinstance(e.message, kind) and source in (NOBODY, e.source) and to in (NOBODY, e.destination)
         ]
+
+
+def envelope(world: World, source: int, to: int, message: Message, *, term: int) -> Envelope:
+    """A message as `source` would send it now, in a term of the test's choice."""
+    durable = world.machines[source].durable
+    return Envelope(PROTOCOL_VERSION, CLUSTER[:8], durable.epoch, source, to, durable.incarnation, term, message)
 
 
 class FatalError(Exception):

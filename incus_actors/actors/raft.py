@@ -6,7 +6,6 @@ it. Must never restart by itself what has failed fatally: going on could break a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,9 @@ class RunningConsensus(Protocol):
 
     async def stop(self, *, handover: bool = True) -> None:
         """Hand leadership over if asked, stop the threads, close the files."""
+
+    async def restart(self, change: Callable[[], object] | None = None) -> object:
+        """Stop, run `change` in a thread, start again on the same object."""
 
     def status(self) -> ConsensusStatus:
         """See Consensus."""
@@ -84,11 +86,7 @@ class RaftActor(Actor):
             case GetRaftStatus():
                 return self._runtime.status()
             case RestartConsensus(change):
-                await self._runtime.stop(handover=False)
-                try:
-                    await asyncio.to_thread(change)
-                finally:
-                    await self._runtime.start()
+                await self._runtime.restart(change)
                 return None
             case Fatal(reason):
                 raise ConsensusFatalError(reason)

@@ -17,7 +17,7 @@ from zmq.utils import z85
 from incus_actors.transport.address import endpoint
 from incus_actors.transport.keys import CurveKeys
 from incus_actors.transport.options import LaneOptions
-from incus_actors.transport.pump import Monitor, Pump
+from incus_actors.transport.pump import Monitor, Pump, PumpSet
 from incus_actors.transport.tally import Tally
 from incus_actors.transport.zap import Allowlist
 
@@ -39,6 +39,7 @@ class Inbound:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
+        pumps: PumpSet,
         keys: CurveKeys,
         options: LaneOptions,
         tally: Tally,
@@ -66,8 +67,8 @@ class Inbound:
         socket.curve_secretkey = z85.encode(keys.secret)
         socket.setsockopt_string(zmq.ZAP_DOMAIN, options.name)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a handler nobody gets in, instead of everybody
-        self._monitor = Monitor(socket, self._event)
-        self._pump = Pump(socket, self._read)
+        self._monitor = Monitor(pumps, socket, self._event)
+        self._pump = Pump(pumps, socket, self._read)
 
     def bind(self, host: str, port: int) -> int:
         """Listen there (port 0: any free one) instead of where it listened; returns the port. Raises OSError."""
@@ -93,11 +94,6 @@ class Inbound:
     def is_up(self, member: int) -> bool:
         """Whether this member has a connection to us."""
         return any(connection.member == member for connection in self._connections.values())
-
-    def drain(self) -> None:
-        """Handle everything that waits."""
-        self._monitor.pump.drain()
-        self._pump.drain()
 
     # -- connections -----------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from incus_actors.transport.inbound import HEADER_BYTES, LINK_FRAME, WIRE_VERSIO
 from incus_actors.transport.keys import CurveKeys
 from incus_actors.transport.options import LaneOptions
 from incus_actors.transport.outbound import Dialer
+from incus_actors.transport.pump import PumpSet
 from incus_actors.transport.tally import Tally
 from incus_actors.transport.zap import Allowlist, ZapHandler
 
@@ -60,6 +61,7 @@ class Mesh:
         self._dialers: dict[int, Dialer] = {}
         self._links: dict[int, Link] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._pumps: PumpSet | None = None
         self._zap: ZapHandler | None = None
         self._inbound: Inbound | None = None
 
@@ -67,9 +69,11 @@ class Mesh:
         """Bind on the running loop (host None: listen nowhere yet); returns the port. Raises OSError if it is taken."""
         asyncio.get_running_loop()
         context = self._context = zmq.Context(io_threads=1)
-        self._zap = ZapHandler(context, self._options.name, self._allowed, self.tally)
+        pumps = self._pumps = PumpSet()
+        self._zap = ZapHandler(context, pumps, self._options.name, self._allowed, self.tally)
         self._inbound = Inbound(
             context,
+            pumps,
             self._keys,
             self._options,
             self.tally,
@@ -116,7 +120,7 @@ class Mesh:
                 self._dial(member, target)
 
     def _dial(self, member: int, target: Target) -> None:
-        if self._context is None:
+        if self._context is None or self._pumps is None:
             return
         link = Link(
             target[:2],
@@ -127,6 +131,7 @@ class Mesh:
         self._links[member] = link
         self._dialers[member] = Dialer(
             self._context,
+            self._pumps,
             self._keys,
             self._options,
             self.tally,
@@ -203,12 +208,8 @@ class Mesh:
 
     def drain(self) -> None:
         """Deliver everything that waits in sockets and monitors."""
-        if self._zap is not None:
-            self._zap.pump.drain()
-        for dialer in tuple(self._dialers.values()):
-            dialer.drain()
-        if self._inbound is not None:
-            self._inbound.drain()
+        if self._pumps is not None:
+            self._pumps.drain()
 
     async def close(self) -> None:
         """Release every socket without lingering; nothing is reported any more."""
@@ -224,6 +225,9 @@ class Mesh:
         if self._zap is not None:
             self._zap.close()
             self._zap = None
+        if self._pumps is not None:
+            self._pumps.close()
+            self._pumps = None
         context, self._context = self._context, None
         if context is not None:
             await asyncio.get_running_loop().run_in_executor(None, context.term)

@@ -15,7 +15,7 @@ from zmq.utils import z85
 from incus_actors.transport.address import endpoint
 from incus_actors.transport.keys import CurveKeys
 from incus_actors.transport.options import LaneOptions
-from incus_actors.transport.pump import Monitor
+from incus_actors.transport.pump import Monitor, PumpSet
 from incus_actors.transport.tally import Tally
 
 REDIAL_MIN_S = 0.02
@@ -35,6 +35,7 @@ class Dialer:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
+        pumps: PumpSet,
         keys: CurveKeys,
         options: LaneOptions,
         tally: Tally,
@@ -46,6 +47,7 @@ class Dialer:
         self.up = False
         self.target = target
         self._context = context
+        self._pumps = pumps
         self._keys = keys
         self._options = options
         self._tally = tally
@@ -69,7 +71,7 @@ class Dialer:
         socket.curve_publickey = z85.encode(self._keys.public)
         socket.curve_secretkey = z85.encode(self._keys.secret)
         self._socket = socket
-        self._monitor = Monitor(socket, self._event)
+        self._monitor = Monitor(self._pumps, socket, self._event)
         self._since = self._loop.time()
         self._tally.add("dials")
         socket.connect(endpoint(host, port))
@@ -114,11 +116,6 @@ class Dialer:
             else:
                 return ""
         return "full"
-
-    def drain(self) -> None:
-        """Handle the events that wait."""
-        if self._monitor is not None:
-            self._monitor.pump.drain()
 
     def close(self) -> None:
         """Give the connection up; says nothing to `on_down`."""

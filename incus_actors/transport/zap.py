@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import zmq
 
-from incus_actors.transport.pump import Pump
+from incus_actors.transport.pump import Pump, PumpSet
 from incus_actors.transport.tally import Tally
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -34,14 +34,16 @@ class Allowlist:
 class ZapHandler:
     """Answers libzmq's question for every new connection; the User-Id of an admitted one is its key in hex."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], domain: str, allowed: Allowlist, tally: Tally) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], pumps: PumpSet, domain: str, allowed: Allowlist, tally: Tally
+    ) -> None:
         self._domain = domain.encode()
         self._allowed = allowed
         self._tally = tally
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
         self._socket.bind(ZAP_ENDPOINT)
-        self.pump = Pump(self._socket, self._request)
+        self.pump = Pump(pumps, self._socket, self._request)
 
     def _request(self) -> bool:
         try:

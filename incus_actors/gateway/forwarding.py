@@ -107,7 +107,8 @@ class Forwarder:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._address_of = address_of
-        self._context = context
+        self._make_context = context
+        self._tls: ssl.SSLContext | None = None
         self._accepted = accepted
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
@@ -139,7 +140,9 @@ class Forwarder:
 
     def tls(self) -> ssl.SSLContext:
         """Return the client context for requests to other members."""
-        return self._context()
+        if self._tls is None:  # made once: kept connections belong to the context that they were made with
+            self._tls = self._make_context()
+        return self._tls
 
     def url(self, member_id: int, path_and_query: str) -> URL:
         """Return the URL of something on another member. Raises MemberError if it has no address."""
@@ -187,7 +190,7 @@ class Forwarder:
             data=body,
             skip_auto_headers=_GIVEN_HEADERS,
             allow_redirects=False,
-            ssl=self._context(),
+            ssl=self.tls(),
         ) as upstream:
             headers = _answer_headers(upstream)
             length = upstream.content_length
@@ -222,7 +225,7 @@ class Forwarder:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 reader, writer = await asyncio.open_connection(
-                    url.host, url.port, ssl=self._context(), limit=_CHUNK_BYTES, ssl_shutdown_timeout=2.0
+                    url.host, url.port, ssl=self.tls(), limit=_CHUNK_BYTES, ssl_shutdown_timeout=2.0
                 )
         except (OSError, TimeoutError) as error:
             _log.info("upgrade through %s: %s", address, error)

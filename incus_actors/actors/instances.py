@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from incus_actors.actors.actor import Actor, ChildSpec, Later
 from incus_actors.actors.host import Host
 from incus_actors.actors.instance import InstanceActor
-from incus_actors.actors.instance_messages import Repair, Start, Stop
+from incus_actors.actors.instance_messages import Freeze, Repair, Restart, Start, Stop
+from incus_actors.actors.messages import remote_message
 from incus_actors.actors.ref import ActorDeadError, ActorRef
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import is_false, is_true
@@ -29,6 +33,7 @@ _log = logging.getLogger(__name__)
 BARRIER_S = 5.0
 BARRIER_AGAIN_S = 1.0
 START_S = 120.0
+CHANGE_S = 700.0
 STOP_DEFAULT_S = 30  #: boot.host_shutdown_timeout
 
 
@@ -51,6 +56,19 @@ class Adopt:
     """Look again at what belongs to this member (after a join has replaced the database)."""
 
 
+@remote_message("instances.change_all")
+class ChangeAll(msgspec.Struct, frozen=True, array_like=True):
+    """Do one thing to all instances of this member in these projects for which it makes sense.
+
+    Answer: a list of failures, "name: text".
+    """
+
+    projects: list[str]
+    action: str
+    timeout_s: int = -1
+    force: bool = False
+
+
 class InstancesSupervisor(Actor):
     """Children are named by row id; one that crashes is started anew alone."""
 
@@ -69,6 +87,8 @@ class InstancesSupervisor(Actor):
                 return await self._actor_for(instance_id)
             case StopAll():
                 return Later(self._stop_all(message))
+            case ChangeAll():
+                return Later(self._change_all(message))
             case Adopt():
                 await self._adopt()
                 return None
@@ -158,6 +178,28 @@ class InstancesSupervisor(Actor):
         except ApiError as error:
             _log.warning("instance %s: the power state is not recorded: %s", record.name, error)
 
+    # --- all together ---------------------------------------------------------------------------------------
+
+    async def _change_all(self, message: ChangeAll) -> list[str]:
+        driver = self._host.driver
+        wanted = [
+            record
+            for record in self._own_records()
+            if record.project in message.projects
+            and not record.phase
+            and driver.status(self._host.status_spec(record)) in _MAKES_SENSE.get(message.action, ())
+        ]
+        results = await asyncio.gather(*(self._change_one(record, message) for record in wanted))
+        return [result for result in results if result]
+
+    async def _change_one(self, record: InstanceRecord, message: ChangeAll) -> str:
+        try:
+            change = state_message(message.action, message.timeout_s, message.force, None)
+            await (await self._ref(record)).ask(change, deadline_s=CHANGE_S)
+        except ApiError as error:
+            return f"{record.name}: {error}"
+        return ""
+
     # --- at its end -----------------------------------------------------------------------------------------
 
     async def _stop_all(self, message: StopAll) -> None:
@@ -189,6 +231,28 @@ class InstancesSupervisor(Actor):
             return
         except ApiError as error:
             _log.warning("instance %s can't be killed: %s", record.name, error)
+
+
+_MAKES_SENSE = {
+    "start": (RunStatus.STOPPED, RunStatus.FROZEN),
+    "stop": (RunStatus.RUNNING, RunStatus.FROZEN),
+    "restart": (RunStatus.RUNNING, RunStatus.FROZEN),
+    "freeze": (RunStatus.RUNNING,),
+    "unfreeze": (RunStatus.FROZEN,),
+}
+
+
+def state_message(action: str, timeout_s: float, force: bool, caller: Any) -> object:
+    """Return the message for an InstanceActor that a state change of the API means."""
+    match action:
+        case "start":
+            return Start(caller)
+        case "stop":
+            return Stop(force, timeout_s, caller)
+        case "restart":
+            return Restart(force, timeout_s, caller)
+        case _:
+            return Freeze(action == "freeze", caller)
 
 
 def _should_run(record: InstanceRecord) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from incus_actors.actors.host import INSTANCES_PATH, STATES_PATH, Host
-from incus_actors.actors.instance_messages import Delete, Freeze, Rename, Restart, Start, Stop, Update
+from incus_actors.actors.instance_messages import Delete, Rename, Update
 from incus_actors.actors.instance_states import CollectStates, read_state, shown_status
-from incus_actors.actors.instances import ActorFor, StopAll
+from incus_actors.actors.instances import CHANGE_S, ActorFor, ChangeAll, StopAll, state_message
 from incus_actors.actors.ref import AskError
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import instances as rules
@@ -166,7 +167,7 @@ class InstanceService:
                     f"Stateful {put.action} requires the instance to have migration.stateful be set to true"
                 )
             raise BadRequestError(f"Stateful {put.action} is not supported yet")
-        await self._ask(record.id, _message_of(put, caller))
+        await self._ask(record.id, state_message(put.action, put.timeout, put.force, caller))
 
     async def _ask(self, instance_id: int, message: object) -> Any:
         try:
@@ -176,24 +177,28 @@ class InstanceService:
         except AskError as error:
             raise MemberError(f"The work on the instance was interrupted: {error}") from error
 
-    async def change_all(self, projects: Collection[str], put: InstanceStatePut, caller: Any = None) -> None:
-        """Do `put` to all instances of this member in these projects for which it makes sense.
+    async def change_everywhere(self, projects: Collection[str], put: InstanceStatePut) -> None:
+        """Do `put` to all instances of these projects, on every member, for which it makes sense.
 
         Raises MemberError with all failures in one text.
         """
         with self._host.database().snapshot() as snapshot:
-            records = queries.all_of(snapshot, projects=projects, node_id=self._host.member_id())
-        wanted = [r for r in records if _makes_sense(put.action, shown_status(self._host, r).code)]
-        results = await asyncio.gather(
-            *(self._ask(record.id, _message_of(put, caller)) for record in wanted), return_exceptions=True
-        )
-        failures = [
-            f"{record.name}: {result}"
-            for record, result in zip(wanted, results, strict=True)
-            if isinstance(result, Exception)
-        ]
+            members = {record.node_id for record in queries.all_of(snapshot, projects=projects)}
+        message = ChangeAll(sorted(projects), put.action, put.timeout, put.force)
+        answers = await asyncio.gather(*(self._change_all(member, message) for member in sorted(members)))
+        failures = [failure for answer in answers for failure in answer]
         if failures:
             raise MemberError("; ".join(failures))
+
+    async def _change_all(self, member: int, message: ChangeAll) -> list[str]:
+        try:
+            return list(await self._system.ref(INSTANCES_PATH, member).ask(message, deadline_s=CHANGE_S))
+        except ApiError as error:
+            return [f"member {member}: {error}"]
+
+    def log_directory(self, project: str, name: str) -> Path:
+        """Return where the log files of an instance of this member are."""
+        return self._host.status_spec(self.record(project, name)).log_dir
 
     async def stop_all(self, *, force: bool = False, timeout_s: float = 600.0) -> None:
         """Stop every instance of this member, to be started again with the next daemon (`incus admin shutdown`)."""
@@ -318,23 +323,6 @@ class InstanceService:
 def missing(project: str, name: str) -> NotFoundError:
     """Return Incus' text for an instance that isn't there, on the member that looks for it."""
     return NotFoundError("Instance not found", remedy=f'Failed to fetch instance "{name}" in project "{project}"')
-
-
-def _message_of(put: InstanceStatePut, caller: Any) -> object:
-    match put.action:
-        case "start":
-            return Start(caller)
-        case "stop":
-            return Stop(put.force, put.timeout, caller)
-        case "restart":
-            return Restart(put.force, put.timeout, caller)
-        case _:
-            return Freeze(put.action == "freeze", caller)
-
-
-def _makes_sense(action: str, status_code: int) -> bool:
-    wanted = {"start": (102, 110), "stop": (103, 110), "restart": (103, 110), "freeze": (103,), "unfreeze": (110,)}
-    return status_code in wanted[action]
 
 
 def editable(record: InstanceRecord) -> dict[str, Any]:

@@ -1,0 +1,301 @@
+"""Applying: guards, fences, once only, the same everywhere, and refusal of what could differ."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from incus_actors.model.transaction import Guard, Outcome, Statement, Transaction, Value
+from incus_actors.state.apply import Applier, ApplyError, Batch, UnknownEntryKindError
+from incus_actors.state.codec import encode_expire, encode_transaction
+from incus_actors.state.database import Database
+
+SQL, SCHEMA, EXPIRE = 2, 3, 4
+START_MS = 1_700_000_000_000
+
+
+@dataclass(frozen=True)
+class Record:
+    index: int
+    term: int
+    kind: int
+    timestamp_ms: int
+    proposal_id: bytes
+    body: bytes
+    chain: bytes
+
+
+def proposal(number: int, made_ms: int = START_MS) -> bytes:
+    return made_ms.to_bytes(6, "big") + number.to_bytes(10, "big")
+
+
+class Replica:
+    """A state file and the log that it is built from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.applier = Applier(path)
+        self.log: list[Record] = []
+
+    def record(self, body: bytes, kind: int, *, term: int = 1, pid: bytes | None = None) -> Record:
+        index = self.applier.position.index + 1
+        pid = proposal(index) if pid is None else pid
+        return Record(index, term, kind, START_MS + index, pid, body, index.to_bytes(8, "little"))
+
+    def apply(self, *records: Record) -> Batch:
+        self.log += records
+        return self.applier.apply(records)
+
+    def run(self, transaction: Transaction, *, term: int = 1, pid: bytes | None = None) -> Outcome:
+        kind = SCHEMA if transaction.schema else SQL
+        batch = self.apply(self.record(encode_transaction(transaction), kind, term=term, pid=pid))
+        return batch.results[0][1]
+
+    def sql(self, sql: str, *parameters: Value) -> Outcome:
+        return self.run(Transaction((Statement(sql, parameters),)))
+
+    def ddl(self, *sql: str) -> Outcome:
+        return self.run(Transaction(tuple(Statement(s) for s in sql), schema=True))
+
+    def rows(self, sql: str) -> list[tuple[object, ...]]:
+        with sqlite3.connect(self.path) as connection:
+            return connection.execute(sql).fetchall()
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Replica:
+    made = Replica(tmp_path / "global-1.db")
+    assert made.ddl(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a UNIQUE, at TEXT DEFAULT CURRENT_TIMESTAMP,"
+        " r INTEGER DEFAULT (random()), b BLOB DEFAULT (randomblob(4)))"
+    ).applied
+    return made
+
+
+def test_rows_and_counts_come_back(replica: Replica) -> None:
+    outcome = replica.run(
+        Transaction(
+            (
+                Statement("INSERT INTO t (a) VALUES (1), (2) RETURNING id, a"),
+                Statement("UPDATE t SET a = a + ?", (10,)),
+                Statement("SELECT a FROM t ORDER BY a"),
+                Statement("DELETE FROM t WHERE a = 11"),
+            )
+        )
+    )
+    assert outcome.changed == (2, 2, 0, 1)
+    assert outcome.rows == (((1, 1), (2, 2)), (), ((11,), (12,)), ())
+
+
+def test_every_value_survives(replica: Replica) -> None:
+    values: tuple[Value, ...] = (None, -(2**63), 2**63 - 1, 1.5, "ü\n", b"\0\xff", "")
+    for value in values:
+        assert replica.sql("SELECT ?", value).rows == (((value,),),)
+
+
+def test_a_failing_guard_changes_nothing_and_names_itself(replica: Replica) -> None:
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    insert = Statement("INSERT INTO t (a) VALUES (2)")
+    count = "SELECT COUNT(*) FROM t"
+    good, bad = Guard(count, (), ((1,),), "one"), Guard(count, (), ((0,),), "none")
+    refused = replica.run(Transaction((insert,), guards=(good, bad)))
+    assert (refused.status, refused.label, refused.rows) == ("conflict", "none", ())
+    assert replica.run(Transaction((insert,), guards=(good,))).applied
+
+
+def test_a_failing_statement_takes_the_whole_transaction_back(replica: Replica) -> None:
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    both = Transaction((Statement("INSERT INTO t (a) VALUES (2)"), Statement("INSERT INTO t (a) VALUES (1)")))
+    outcome = replica.run(both)
+    assert (outcome.status, outcome.error) == ("error", "UNIQUE constraint failed: t.a")
+    assert replica.rows("SELECT a FROM t") == [(1,)]
+
+
+def test_a_deposed_leader_is_fenced(replica: Replica) -> None:
+    fenced = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),), fence_term=3)
+    outcome = replica.run(fenced, term=4)
+    assert (outcome.status, outcome.label) == ("conflict", "fence")
+    assert replica.run(fenced, term=3).applied
+
+
+def test_a_proposal_runs_once_also_after_a_restart(replica: Replica) -> None:
+    insert = Transaction((Statement("INSERT INTO t (a) VALUES (1) RETURNING id"),))
+    first = replica.run(insert, pid=proposal(77))
+    assert replica.run(insert, pid=proposal(77)) == first
+    replica.applier.close()
+    replica.applier = Applier(replica.path)
+    assert replica.run(insert, pid=proposal(77)) == first
+    assert replica.rows("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+def test_expiry_forgets_old_answers_and_refuses_their_retries(replica: Replica) -> None:
+    insert = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),))
+    replica.run(insert, pid=proposal(1, START_MS - 5000))
+    keep = replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(2, START_MS - 10))
+    batch = replica.apply(replica.record(encode_expire(START_MS - 1000), EXPIRE))
+    assert batch.results[0][1].changed == (1,)
+    late = replica.run(insert, pid=proposal(1, START_MS - 5000))
+    assert late.status == "error"
+    assert replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(2, START_MS - 10)) == keep
+
+
+def test_expiry_never_reaches_past_its_own_time(replica: Replica) -> None:
+    replica.apply(replica.record(encode_expire(2**47), EXPIRE, pid=b""))
+    assert replica.applier.position.horizon_ms <= START_MS + 10
+    assert replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(9, START_MS + 5000)).applied
+
+
+def test_two_replicas_are_equal_however_entries_are_batched_and_restarts_fall(tmp_path: Path, replica: Replica) -> None:
+    for number in range(20):
+        replica.sql("INSERT INTO t (a) VALUES (?)", number % 15)
+        replica.sql("INSERT INTO t (a) VALUES (last_insert_rowid() + 100)")
+        replica.sql("UPDATE t SET r = random(), at = datetime('now', '+1 day') WHERE id = changes() + 1")
+    other = Replica(tmp_path / "other.db")
+    other.applier.apply(replica.log[:7])
+    other.applier.close()
+    other.applier = Applier(other.path)
+    other.applier.apply(replica.log[7:])
+    assert other.applier.position == replica.applier.position
+    everything = "SELECT * FROM t ORDER BY id"
+    assert other.rows(everything) == replica.rows(everything)
+    assert len(replica.rows(everything)) == 16
+
+
+def test_time_and_chance_come_from_the_entry_also_in_column_defaults(replica: Replica) -> None:
+    replica.sql("INSERT INTO t (a) VALUES (1), (2)")
+    (one, two) = replica.rows("SELECT at, r, b FROM t")
+    assert one[0] == two[0] == "2023-11-14 22:13:20"
+    assert one[1] != two[1]
+    assert one[2] != two[2]
+    now = replica.sql("SELECT date(), time('NOW'), unixepoch('now'), strftime('%Y'), julianday(), current_date").rows
+    assert now[0][0] == ("2023-11-14", "22:13:20", 1_700_000_000, "2023", pytest.approx(2460263.4259), "2023-11-14")
+    assert replica.sql("SELECT date('2020-02-03', '+1 day'), strftime('%d', 0)").rows[0][0] == ("2020-02-04", "24")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT total_changes()",
+        "SELECT sqlite_version()",
+        "SELECT sin(1)",
+        "SELECT load_extension('x')",
+        "SELECT datetime('now', 'localtime')",
+        "SELECT datetime('now', ' UTC ')",
+        "SELECT randomblob(100000000)",
+        "PRAGMA foreign_keys = OFF",
+        "ATTACH 'x' AS y",
+        "DELETE FROM _raft",
+        "UPDATE _sessions SET idx = 1",
+        "SELECT digest FROM _raft",
+        "INSERT INTO sqlite_sequence VALUES ('t', 1)",
+        "DELETE FROM sqlite_master",
+        "DROP TABLE t",
+        "CREATE TABLE u (id INTEGER PRIMARY KEY)",
+        "CREATE TEMP TABLE u (id INTEGER PRIMARY KEY)",
+        "ANALYZE",
+        "VACUUM",
+        "COMMIT",
+        "SAVEPOINT mine",
+        "ROLLBACK TO entry",
+        "SELECT 1; SELECT 2",
+        "SELECT ?",
+        "no sql at all",
+    ],
+)
+def test_what_could_differ_or_break_out_fails_the_same_everywhere(replica: Replica, sql: str) -> None:
+    outcome = replica.sql(sql)
+    assert outcome.status == "error", outcome
+    assert replica.sql("INSERT INTO t (a) VALUES (1)").applied
+
+
+def test_a_statement_can_not_borrow_what_another_mode_prepared(replica: Replica) -> None:
+    """Prepared statements are cached by text, and asked about only when they are prepared."""
+    index = "CREATE INDEX i ON t (a)"
+    assert replica.ddl(index, "DROP INDEX i").applied
+    assert replica.sql(index).status == "error"
+    delete = "DELETE FROM t"
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    assert replica.sql(delete).applied
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    guarded = replica.run(Transaction((Statement("SELECT 1"),), guards=(Guard(delete, (), (), "x"),)))
+    assert guarded.status == "error"
+    assert replica.rows("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("CREATE TABLE u (a TEXT)", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
+        ("CREATE TABLE u (a TEXT PRIMARY KEY)", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
+        ("CREATE TABLE u (id INTEGER PRIMARY KEY, v TEXT DEFAULT (sqlite_version()))", "calls sqlite_version"),
+        (
+            "CREATE TABLE u (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)",
+            "deferred constraint",
+        ),
+    ],
+)
+def test_tables_that_could_differ_are_refused(replica: Replica, sql: str, why: str) -> None:
+    outcome = replica.ddl(sql)
+    assert outcome.status == "error"
+    assert why in outcome.error
+    assert replica.rows("SELECT name FROM sqlite_master WHERE name = 'u'") == []
+    assert replica.ddl("CREATE TABLE u (k TEXT PRIMARY KEY) WITHOUT ROWID").applied
+
+
+def test_foreign_keys_are_enforced_and_cascade(replica: Replica) -> None:
+    replica.ddl("CREATE TABLE c (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) ON DELETE CASCADE)")
+    assert replica.sql("INSERT INTO c (t) VALUES (9)").error == "FOREIGN KEY constraint failed"
+    replica.sql("INSERT INTO t (id, a) VALUES (1, 1)")
+    replica.sql("INSERT INTO c (t) VALUES (1)")
+    assert replica.sql("DELETE FROM t WHERE id = 1").changed == (1,)
+    assert replica.rows("SELECT COUNT(*) FROM c") == [(0,)]
+
+
+def test_garbage_in_the_log_is_an_outcome_and_unknown_kinds_stop(replica: Replica) -> None:
+    batch = replica.apply(replica.record(b"\xc1 garbage", SQL))
+    assert batch.results[0][1].status == "error"
+    before = replica.applier.position
+    with pytest.raises(UnknownEntryKindError):
+        replica.apply(replica.record(b"", 9))
+    with pytest.raises(ApplyError):
+        replica.applier.apply([replica.record(b"", 0), replica.record(b"", 0)])
+    assert replica.applier.position == before
+    replica.applier.close()
+    assert Applier(replica.path).position == before
+
+
+def test_trouble_of_this_machine_is_no_outcome(replica: Replica) -> None:
+    replica.applier._connection.execute("PRAGMA max_page_count=1")
+    before = replica.applier.position
+    record = replica.record(
+        encode_transaction(Transaction((Statement("INSERT INTO t (b) VALUES (zeroblob(99999))"),))), SQL
+    )
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        replica.apply(record)
+    assert replica.applier.position == before
+    replica.applier._connection.execute("PRAGMA max_page_count=100000")
+    assert replica.apply(record).results[0][1].applied
+
+
+def test_only_what_took_effect_is_told(replica: Replica) -> None:
+    ok = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),), topics=("a",))
+    clash = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),), topics=("b",))
+    first = replica.record(encode_transaction(ok), SQL)
+    second = Record(first.index + 1, 1, SQL, START_MS, proposal(99), encode_transaction(clash), b"x" * 8)
+    batch = replica.apply(first, second)
+    assert batch.topics == {"a"}
+    assert batch.counters == {"apply_errors": 1}
+
+
+def test_a_checkpoint_says_what_is_durable_even_under_a_reader(replica: Replica) -> None:
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    database = Database(replica.path)
+    with database.snapshot() as moment:
+        replica.sql("INSERT INTO t (a) VALUES (2)")
+        assert replica.applier.checkpoint() == replica.applier.position.index
+        assert moment.scalar("SELECT COUNT(*) FROM t") == 1
+        assert database.scalar("SELECT COUNT(*) FROM t") == 2
+    database.close()

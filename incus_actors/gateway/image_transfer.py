@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 from aiohttp import web
 
-from incus_actors.actors.images import IncomingImage
+from incus_actors.actors.images import ImageFetcher, IncomingImage
 from incus_actors.errors import MemberError
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class MemberImages:
                 yield _incoming(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise MemberError(f"Failed getting the image from member {member_id}: {error}") from error
+
+
+def image_fetcher(forwarder: Forwarder) -> ImageFetcher:
+    """Return what ImagesActor opens images on other members with."""
+    return MemberImages(forwarder)
 
 
 async def _reason(response: aiohttp.ClientResponse) -> str:

@@ -10,12 +10,14 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from incus_actors.model.transaction import Value
+
 STANDALONE_NAME = "none"
 STANDALONE_ADDRESS = "0.0.0.0"  # noqa: S104 - what Incus writes for "not clustered", nothing listens on it
 
 
 class _Reader(Protocol):
-    def one(self, sql: str, params: Sequence[object] = ()) -> sqlite3.Row | None: ...
+    def one(self, sql: str, params: Sequence[Value] = ()) -> sqlite3.Row | None: ...
 
 
 class Identity:

@@ -30,7 +30,7 @@ def configure(*, level: int, log_format: str, logfile: Path | None = None) -> No
             colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
     )
-    tail = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    tail: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if log_format == "json":
         tail.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(stream)

@@ -6,7 +6,7 @@ Owns the two lookups `gateway(request)` and `caller(request)`. Built by daemon.p
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
@@ -32,7 +32,8 @@ class Gateway:
     """Everything a handler may use. One per daemon.
 
     `shutdown(force)` stops the daemon's instances and actors cleanly and returns when that is done; `exit()` then ends
-    the process, after the answer is sent (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`.
+    the process, after the answer is sent (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`,
+    `role_journal()` the last changes of role for `GET /internal/raft`.
     """
 
     settings: Settings
@@ -48,8 +49,8 @@ class Gateway:
     shutdown: Callable[[bool], Awaitable[None]]
     exit: Callable[[], None]
     actor_tree: Callable[[], list[Any]] = list
+    role_journal: Callable[[], list[dict[str, Any]]] = list
     phase: Phase = "starting"
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)

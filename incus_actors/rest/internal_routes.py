@@ -53,5 +53,6 @@ async def actors(request: web.Request) -> web.StreamResponse:
 
 
 async def raft(request: web.Request) -> web.StreamResponse:
-    """GET /internal/raft: what this member knows of consensus."""
-    return sync(msgspec.to_builtins(gateway(request).consensus.status()))
+    """GET /internal/raft: what this member knows of consensus, and its last changes of role."""
+    here = gateway(request)
+    return sync({"status": msgspec.to_builtins(here.consensus.status()), "journal": here.role_journal()})

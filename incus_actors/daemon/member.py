@@ -1,0 +1,189 @@
+"""One running member: start order, what follows changes, stop order.
+
+Start: directory, keys, consensus, state, actors, listeners. Stop: the reverse, with leadership handed over first.
+Owns the life of everything that parts.py built; called by daemon.run only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from incus_actors import __version__, service_manager
+from incus_actors.actors.instances import StopAll
+from incus_actors.consensus import bootstrap
+from incus_actors.daemon.parts import Parts, build_parts
+from incus_actors.daemon.state_setup import prepare_state
+from incus_actors.errors import ApiError
+from incus_actors.rest.app import build_app
+from incus_actors.rest.listeners import Listeners
+from incus_actors.security import certificates
+from incus_actors.services import join_journal
+from incus_actors.settings import Settings
+from incus_actors.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+ADDRESS_KEYS = frozenset({"core.https_address", "cluster.https_address"})
+IDENTITY_TOPICS = frozenset({"members"})
+ACCESS_TOPICS = frozenset({"certificates", "projects", "members"})
+
+
+class MemberDaemon:
+    """Runs until SIGTERM, SIGINT, /internal/shutdown or a fatal error of consensus."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ended = asyncio.Event()
+        self._exit_code = 0
+        self._stopped = False
+        self._parts: Parts | None = None
+        self._listeners: Listeners | None = None
+
+    async def main(self) -> int:
+        """Start, wait, stop; return the exit code. Raises what keeps it from starting."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        begin = time.monotonic()
+        try:
+            await self._start()
+            log.info("incus_actors %s is ready after %.0f ms", __version__, (time.monotonic() - begin) * 1e3)
+            service_manager.notify("READY=1", f"STATUS={self._status_line()}")
+            await self._ended.wait()
+        finally:
+            service_manager.notify("STOPPING=1")
+            await self._stop()
+        return self._exit_code
+
+    # -- start ----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        directory = self._settings.directory
+        passed = service_manager.passed_sockets()
+        joining = join_journal.recover(directory)
+        if not bootstrap.exists(self._settings.database_directory):
+            bootstrap.create_standalone(self._settings.database_directory, address="")
+        parts = self._parts = build_parts(
+            self._settings, reload=self._reload, shutdown=self._shutdown_by_api, end=self._end
+        )
+        parts.actors.on_escalation = self._escalated
+        await parts.actors.start(parts.foundation)
+        parts.consensus.subscribe_role(parts.journal.record)
+        await prepare_state(parts.consensus, parts.database)
+        parts.identity.refresh()
+        parts.access.refresh()
+        parts.consensus.subscribe_applied(self._applied)
+        parts.services.config.start()
+        parts.services.config.on_change(self._config_changed)
+        for spec in parts.upper_actors:
+            await parts.actors.start_child(spec)
+        parts.keeper.start()
+        listeners = self._listeners = Listeners(build_app(parts.gateway))
+        await listeners.start()
+        await self._reload()
+        await listeners.open_unix(self._settings.unix_socket, group=self._settings.group, passed=passed.get("unix"))
+        if joining == "confirming":
+            spawn(parts.services.cluster.join.resume(), name="resume the join")
+        parts.gateway.phase = "ready"
+        interval_s = service_manager.watchdog_interval_s()
+        if interval_s is not None:
+            spawn(self._feed_watchdog(interval_s), name="watchdog")
+        gc.collect()
+        gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
+
+    async def _reload(self) -> None:
+        """Read identity and trust again and listen where the configuration says, with the certificate of now."""
+        parts, listeners = self._parts, self._listeners
+        if parts is None or listeners is None:
+            return
+        parts.identity.refresh()
+        parts.access.refresh()
+        name = certificates.CLUSTER if parts.identity.clustered else certificates.SERVER
+        directory = self._settings.directory
+        listeners.use_certificate(directory / f"{name}.crt", directory / f"{name}.key")
+        config = parts.services.config
+        await listeners.set_https(config.configured("core.https_address"), config.configured("cluster.https_address"))
+
+    async def _config_changed(self, changed: frozenset[str], _now: Mapping[str, str]) -> None:
+        if changed & ADDRESS_KEYS:
+            await self._reload()
+
+    def _applied(self, _index: int, topics: frozenset[str]) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        if topics & IDENTITY_TOPICS:
+            parts.identity.refresh()
+        if topics & ACCESS_TOPICS:
+            parts.access.refresh()
+
+    # -- while it runs --------------------------------------------------------------------------------------------
+
+    def _status_line(self) -> str:
+        assert self._parts is not None
+        status = self._parts.consensus.status()
+        return f"{status.role.value} of term {status.term}"
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Only a consensus loop that moves feeds it: a stalled one is restarted by the service manager."""
+        assert self._parts is not None
+        before = None
+        while not self._ended.is_set():
+            status = self._parts.consensus.status()  # the consensus loop publishes a new one every 50 ms
+            if status is not before:
+                before = status
+                service_manager.notify("WATCHDOG=1", f"STATUS={self._status_line()}")
+            await asyncio.sleep(interval_s)
+
+    def _escalated(self, cause: Exception) -> None:
+        log.critical("an actor that the daemon can't do without has failed, ending: %s", cause)
+        self._exit_code = 1
+        self._ended.set()
+
+    def _end(self) -> None:
+        self._ended.set()
+
+    # -- stop -----------------------------------------------------------------------------------------------------
+
+    async def _shutdown_by_api(self, force: bool) -> None:
+        """`incus admin shutdown`: stop the instances of this machine too, then everything but the listeners."""
+        parts = self._parts
+        assert parts is not None
+        timeout_s = float(parts.services.config.value("core.shutdown_timeout") or 5) * 60
+        try:
+            await parts.actors.ref("instances").ask(StopAll(force=force), deadline_s=timeout_s)
+        except ApiError as problem:
+            log.warning("not every instance could be stopped: %s", problem)
+        await self._stop_parts()
+
+    async def _stop(self) -> None:
+        if self._listeners is not None:
+            self._listeners.stop_accepting()
+        await self._stop_parts()
+        if self._listeners is not None:
+            await self._listeners.close()
+        self._remove_socket(self._settings.unix_socket)
+
+    async def _stop_parts(self) -> None:
+        parts = self._parts
+        if parts is None or self._stopped:
+            return
+        self._stopped = True
+        parts.gateway.phase = "stopping"
+        await parts.operations.stop()
+        parts.services.config.stop()
+        parts.keeper.stop()
+        await parts.actors.stop()
+        await parts.forwarder.close()
+        parts.events.close()
+        await parts.drivers.instances.close()
+
+    @staticmethod
+    def _remove_socket(path: Path) -> None:
+        path.unlink(missing_ok=True)

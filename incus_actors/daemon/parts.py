@@ -1,0 +1,317 @@
+"""Every part of one member, built and connected but not yet started.
+
+Owns who knows whom; called by daemon/member.py once. Must hold no behaviour beyond small adapters between parts.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from incus_actors import __version__
+from incus_actors.actors.actor import ChildSpec
+from incus_actors.actors.heartbeat import PATH as HEARTBEAT_PATH
+from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, OwnFacts
+from incus_actors.actors.host import IMAGES_PATH, INSTANCES_PATH, STATES_PATH, STORAGE_PATH, Host
+from incus_actors.actors.images import ImagesActor
+from incus_actors.actors.instance_states import InstanceStatesActor
+from incus_actors.actors.instances import InstancesSupervisor
+from incus_actors.actors.leader import PATH as LEADER_PATH
+from incus_actors.actors.leader import LeadershipActor, LeaderTools
+from incus_actors.actors.raft import raft_spec
+from incus_actors.actors.storage import StorageActor
+from incus_actors.actors.system import ActorSystem
+from incus_actors.actors.transport import transport_spec
+from incus_actors.consensus.runtime import ConsensusRuntime
+from incus_actors.daemon.cluster_hooks import DaemonHooks
+from incus_actors.daemon.journal import RoleJournal
+from incus_actors.daemon.state_setup import own_architecture, prepare_state
+from incus_actors.drivers.registry import Drivers, choose_drivers
+from incus_actors.gateway.access import Access, read_trusted_certificates
+from incus_actors.gateway.event_relay import EventRelay, EventRelayActor
+from incus_actors.gateway.events import EventHub
+from incus_actors.gateway.forwarding import Forwarder
+from incus_actors.gateway.image_transfer import MemberImages
+from incus_actors.gateway.operations import Operations, new_operation_id
+from incus_actors.gateway.routing import Routing
+from incus_actors.identity import Identity
+from incus_actors.model.api_extensions import API_EXTENSIONS
+from incus_actors.rest.context import Gateway
+from incus_actors.security import certificates
+from incus_actors.security.tls import client_context
+from incus_actors.services import instance_use_cases
+from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
+from incus_actors.services.join import ServerFacts
+from incus_actors.services.networks import NetworkService
+from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
+from incus_actors.services.profiles import ProfileService
+from incus_actors.services.projects import ProjectService
+from incus_actors.services.registry import Services
+from incus_actors.services.server_config import ServerConfigService
+from incus_actors.services.server_info import ServerInfoService
+from incus_actors.services.storage_pools import StoragePoolService
+from incus_actors.services.trust import TrustService
+from incus_actors.services.warnings import WarningService
+from incus_actors.settings import Settings
+from incus_actors.state.database import Database
+from incus_actors.state.queries.cluster import instance_counts
+from incus_actors.state.schema import SCHEMA_VERSION
+from incus_actors.transport.lanes import Lanes
+
+
+@dataclass
+class Parts:
+    """What member.py starts and stops. `foundation` are the actors below everything, `upper_actors` the others."""
+
+    consensus: ConsensusRuntime
+    database: Database
+    identity: Identity
+    access: Access
+    actors: ActorSystem
+    drivers: Drivers
+    events: EventHub
+    operations: Operations
+    forwarder: Forwarder
+    services: Services
+    keeper: PoolKeeper
+    gateway: Gateway
+    journal: RoleJournal
+    foundation: list[ChildSpec]
+    upper_actors: list[ChildSpec]
+
+
+@dataclass
+class _Core:
+    """What almost everything else needs."""
+
+    settings: Settings
+    lanes: Lanes
+    consensus: ConsensusRuntime
+    identity: Identity
+    actors: ActorSystem
+    drivers: Drivers
+    events: EventHub
+    operations: Operations
+    routing: Routing
+    forwarder: Forwarder
+    heartbeats: HeartbeatTable
+
+    @property
+    def database(self) -> Database:
+        return self.consensus.database
+
+    def member_id(self) -> int:
+        return self.identity.member_id
+
+
+def _build_core(settings: Settings) -> _Core:
+    directory = settings.directory
+    lanes = Lanes(directory)
+    consensus = ConsensusRuntime(settings.database_directory, lanes.lane_factory)
+    database = consensus.database
+    identity = Identity(database=lambda: database, member_id=lambda: consensus.member_id, hostname=socket.gethostname())
+    events = EventHub(location=lambda: identity.location)
+    routing = Routing(database=lambda: database, member_id=lambda: identity.member_id)
+    server = certificates.load_or_create(directory, certificates.SERVER, socket.gethostname())
+
+    def cluster_fingerprints() -> list[str]:
+        pair = certificates.load_pair(directory, certificates.CLUSTER)
+        return [] if pair is None else [pair.fingerprint]
+
+    return _Core(
+        settings=settings,
+        lanes=lanes,
+        consensus=consensus,
+        identity=identity,
+        actors=ActorSystem(member_id=lambda: identity.member_id),
+        drivers=choose_drivers(
+            directory, instance_driver="" if settings.instance_driver == "auto" else settings.instance_driver
+        ),
+        events=events,
+        operations=Operations(events, member_id=lambda: identity.member_id, location=lambda: identity.location),
+        routing=routing,
+        forwarder=Forwarder(
+            address_of=routing.address_of,
+            context=lambda: client_context(server.certificate_path, server.key_path),
+            accepted=cluster_fingerprints,
+        ),
+        heartbeats=HeartbeatTable(),
+    )
+
+
+def _host(core: _Core) -> Host:
+    return Host(
+        directory=core.settings.directory,
+        consensus=lambda: core.consensus,
+        database=lambda: core.database,
+        member_id=core.member_id,
+        location=lambda: core.identity.location,
+        driver=core.drivers.instances,
+        storage=core.drivers.storage,
+        images=core.drivers.images,
+        lifecycle=core.events.lifecycle,
+    )
+
+
+def _cluster(core: _Core, hooks: DaemonHooks, config: ServerConfigService) -> ClusterUseCases:
+    return build_cluster_use_cases(
+        directory=core.settings.directory,
+        hostname=socket.gethostname(),
+        identity=core.identity,
+        consensus=core.consensus,
+        database=core.database,
+        hooks=hooks,
+        heartbeats=core.heartbeats,
+        actors=core.actors,
+        facts=ServerFacts(
+            version=__version__,
+            schema=SCHEMA_VERSION,
+            api_extensions=len(API_EXTENSIONS),
+            architecture=own_architecture(),
+            storage_root=str(core.settings.directory / "storage-pools"),
+        ),
+        config=config.configured,
+    )
+
+
+def _services(
+    core: _Core, host: Host, keeper: PoolKeeper, cluster: ClusterUseCases, config: ServerConfigService
+) -> Services:
+    consensus, database, identity = core.consensus, core.database, core.identity
+    server = ServerInfoService(
+        config=config,
+        database=database,
+        identity=identity,
+        certificate=cluster.bootstrap.certificate,
+        instance_driver=core.drivers.instances.info,
+        storage_drivers={name: driver.info for name, driver in core.drivers.storage.items()},
+    )
+    instances, images = instance_use_cases.build(
+        host, core.actors, cluster.members, clustered=lambda: identity.clustered, rng=random.SystemRandom()
+    )
+    return Services(
+        config=config,
+        profiles=ProfileService(consensus=consensus, database=database),
+        projects=ProjectService(consensus=consensus, database=database),
+        storage=StoragePoolService(consensus=consensus, database=database, identity=identity, keeper=keeper),
+        trust=TrustService(
+            consensus=consensus,
+            database=database,
+            identity=identity,
+            join_tokens=cluster.tokens,
+            addresses=server.addresses,
+            fingerprint=lambda: server.certificate().fingerprint,
+            config=config.value,
+            new_operation_id=lambda: new_operation_id(identity.member_id),
+        ),
+        warnings=WarningService(consensus=consensus, database=database),
+        server=server,
+        networks=NetworkService(database=database, identity=identity),
+        cluster=cluster,
+        members=cluster.members,
+        instances=instances,
+        images=images,
+    )
+
+
+def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
+    """Every actor that may restart without the daemon: each is a permanent child of the root."""
+    relay = EventRelay(core.events, core.operations, system=core.actors, members=core.routing.others)
+    core.operations.elsewhere = relay.operations_elsewhere
+    incarnation = secrets.randbits(62)
+
+    def own_facts() -> OwnFacts:
+        member_id = core.identity.member_id
+        mine = instance_counts(core.database).get(member_id, 0)
+        return OwnFacts(member_id, core.consensus.status().applied, mine, mine)
+
+    def heartbeat() -> HeartbeatActor:
+        return HeartbeatActor(
+            core.heartbeats,
+            peers=core.routing.others,
+            own=own_facts,
+            version=(__version__, SCHEMA_VERSION, len(API_EXTENSIONS)),
+            incarnation=incarnation,
+        )
+
+    leader_tools = LeaderTools(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats)
+    fetcher = MemberImages(core.forwarder)
+    return [
+        ChildSpec("events", lambda: EventRelayActor(relay)),
+        ChildSpec(HEARTBEAT_PATH, heartbeat),
+        ChildSpec(LEADER_PATH, lambda: LeadershipActor(leader_tools)),
+        ChildSpec(STORAGE_PATH, lambda: StorageActor(host)),
+        ChildSpec(IMAGES_PATH, lambda: ImagesActor(host, fetcher)),
+        ChildSpec(INSTANCES_PATH, lambda: InstancesSupervisor(host)),
+        ChildSpec(STATES_PATH, lambda: InstanceStatesActor(host)),
+    ]
+
+
+def build_parts(
+    settings: Settings,
+    *,
+    reload: Callable[[], Awaitable[None]],
+    shutdown: Callable[[bool], Awaitable[None]],
+    end: Callable[[], None],
+) -> Parts:
+    """Build everything. `reload` re-reads identity and listeners, `shutdown(force)` stops all but the listeners,
+    `end` ends the process. Blocks some 100 ms (keys, drivers). Raises MemberError, OSError."""
+    core = _build_core(settings)
+    host = _host(core)
+    config = ServerConfigService(consensus=core.consensus, database=core.database, identity=core.identity)
+    keeper = PoolKeeper(
+        consensus=core.consensus,
+        database=core.database,
+        identity=core.identity,
+        backend=StorageActorPools(core.actors.ref(STORAGE_PATH)),
+        drivers=frozenset(core.drivers.storage),
+    )
+    hooks = DaemonHooks(
+        directory=settings.directory,
+        lanes=core.lanes,
+        actors=core.actors,
+        reload=reload,
+        prepare_state=lambda: prepare_state(core.consensus, core.database),
+        pools=keeper.own_pools_ready,
+    )
+    cluster = _cluster(core, hooks, config)
+    core.operations.tokens = cluster.token_operations
+    services = _services(core, host, keeper, cluster, config)
+    access = Access(lambda: read_trusted_certificates(core.database))
+    journal = RoleJournal()
+    gateway = Gateway(
+        settings=settings,
+        identity=core.identity,
+        access=access,
+        operations=core.operations,
+        events=core.events,
+        forwarder=core.forwarder,
+        routing=core.routing,
+        consensus=core.consensus,
+        database=core.database,
+        services=services,
+        shutdown=shutdown,
+        exit=end,
+        actor_tree=core.actors.tree,
+        role_journal=journal.rows,
+    )
+    return Parts(
+        consensus=core.consensus,
+        database=core.database,
+        identity=core.identity,
+        access=access,
+        actors=core.actors,
+        drivers=core.drivers,
+        events=core.events,
+        operations=core.operations,
+        forwarder=core.forwarder,
+        services=services,
+        keeper=keeper,
+        gateway=gateway,
+        journal=journal,
+        foundation=[raft_spec(core.consensus), transport_spec(core.lanes, core.consensus)],
+        upper_actors=_upper_actors(core, host),
+    )

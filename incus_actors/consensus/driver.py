@@ -309,9 +309,10 @@ class Driver:
                 self._publish()
                 self._tell(change)
             case fx.ConfigurationChanged():
-                self._use_peers(effect.configuration)
+                if not self._from_before_us(effect.configuration):
+                    self._use_peers(effect.configuration)
+                    self._tell(effect)
                 self._publish()
-                self._tell(effect)
             case fx.Count():
                 labels = "".join(f",{key}={value}" for key, value in effect.labels)
                 self.count(effect.name + labels, effect.amount)
@@ -321,6 +322,11 @@ class Driver:
                 if self.maintenance is None:
                     raise DriverError(f"nobody can carry out {type(effect).__name__}")
                 self.maintenance.carry_out(effect)
+
+    def _from_before_us(self, configuration: Configuration) -> bool:
+        """Whether we are catching up with history from before we were a member: whom we talk to stays what we were
+        told when we joined, or the leader's link would break in the middle of the catch-up."""
+        return self._own_id not in configuration.members() and self._own_id not in configuration.removed
 
     def _use_peers(self, configuration: Configuration) -> None:
         peers = [member for member in configuration.members().values() if member.id != self._own_id]

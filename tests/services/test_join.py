@@ -7,7 +7,7 @@ import base64
 import json
 
 import pytest
-from cluster_kit import Server, servers, until
+from cluster_kit import Server, WireLane, servers, until
 
 from incus_actors.errors import ApiError, ForbiddenError, MemberError
 from incus_actors.model.cluster import ClusterPut, MemberConfigKey
@@ -363,3 +363,19 @@ async def test_a_withdrawal_needs_the_certificate_of_the_pending_member(tmp_path
                 timeout_s=5,
             )
         assert await rows(first, "SELECT COUNT(*) FROM nodes") == [(3,)]
+
+
+async def test_the_history_of_the_cluster_does_not_break_the_joiners_links(pair, monkeypatch):
+    """Configurations from before the join come through the log; whom the joiner talks to must not follow them."""
+    first, second = pair
+    seen = []
+    set_peers = WireLane.set_peers
+
+    def watched(lane, members, own_id):
+        members = list(members)
+        seen.append((own_id, [m.id for m in members]))
+        set_peers(lane, members, own_id)
+
+    monkeypatch.setattr(WireLane, "set_peers", watched)
+    await second.join(first, "node2")
+    assert [peers for own_id, peers in seen if own_id == 2 and peers != [1]] == []

@@ -121,24 +121,25 @@ class Inbound:
         connection.peer_name = _peer_name(fd)
         if before and not self.is_up(before):
             self._on_down(before)
+        self._supersede(member, fd)
         self._on_up(member)
 
-    def cut(self, member: int) -> None:
-        """Break the connections of a member that is no longer allowed.
+    def _supersede(self, member: int, fd: int) -> None:
+        """A member has one connection to us: an older one is half-open (its host lost power, say), and would hide
+        that the new one breaks."""
+        older = [(f, c) for f, c in self._connections.items() if c.member == member and f != fd]
+        for old_fd, connection in older:
+            self._tally.add("superseded")
+            _shut(old_fd, connection)
+            connection.member = 0
+        if older:
+            self._on_down(member)
 
-        libzmq has no call for this; shutting the socket down through a duplicate of its descriptor does it, and the
-        remote address tells that it is still the same connection.
-        """
+    def cut(self, member: int) -> None:
+        """Break the connections of a member that is no longer allowed."""
         for fd, connection in self._connections.items():
-            if connection.member != member or connection.peer_name is None:
-                continue
-            try:
-                with sockets.socket(fileno=os.dup(fd)) as twin:
-                    if twin.getpeername() == connection.peer_name:
-                        twin.shutdown(sockets.SHUT_RDWR)
-                        self._tally.add("cut_off")
-            except OSError:
-                continue  # it is closed already
+            if connection.member == member and _shut(fd, connection):
+                self._tally.add("cut_off")
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -189,6 +190,24 @@ class Inbound:
         self._monitor.close()
         self._socket.close(0)
         self._connections.clear()
+
+
+def _shut(fd: int, connection: _Connection) -> bool:
+    """Break one connection; False if it is gone already.
+
+    libzmq has no call for this; shutting the socket down through a duplicate of its descriptor does it, and the
+    remote address tells that it is still the same connection.
+    """
+    if connection.peer_name is None:
+        return False
+    try:
+        with sockets.socket(fileno=os.dup(fd)) as twin:
+            if twin.getpeername() == connection.peer_name:
+                twin.shutdown(sockets.SHUT_RDWR)
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def _peer_name(fd: int) -> object:

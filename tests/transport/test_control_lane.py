@@ -249,3 +249,34 @@ async def test_bulk_goes_where_it_is_told() -> None:
         assert handed == [chunk]
         a.lane.receive_bulk(envelope(2, 1))
         await until(lambda: len(a.ear.messages) == 1)
+
+
+async def test_a_second_connection_of_a_member_replaces_the_first() -> None:
+    async with peers(1, 2) as (a, b):
+        twin = Stranger(a, b.keys)
+        try:
+            twin.send(b"\x01\x00")
+            await until(lambda: a.count("superseded") >= 1)
+            await until(lambda: b.count("dials") >= 2)  # the first was shut; its lane dials anew, and wins again
+            await until(lambda: a.count("superseded") >= 2 and a.lane.links() == {2})
+            b.lane.send(envelope(2, 1))
+            await until(lambda: len(a.ear.messages) == 1)
+        finally:
+            twin.close()
+
+
+async def test_without_a_zap_handler_nobody_gets_in() -> None:
+    async with peers(1) as (a,):
+        assert a.lane._mesh._zap is not None
+        a.lane._mesh._zap.close()
+        late = Peer(2)
+        await late.lane.start(late.ear)
+        acquaint([a, late])
+        try:
+            await asyncio.sleep(0.2)
+            late.lane.send(envelope(2, 1))
+            assert a.ear.messages == []
+            assert late.lane.links() == frozenset()
+            assert late.count("send_down") == 1
+        finally:
+            await late.lane.close()

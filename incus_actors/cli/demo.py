@@ -33,11 +33,14 @@ class DemoFailedError(Exception):
     """A step did not do what it must."""
 
 
-def chosen_driver() -> tuple[str, str]:
+def chosen_driver(directory: Path) -> tuple[str, str]:
     """Return the instance driver that the daemons will use, and why."""
-    from incus_actors.drivers.registry import explain_choice
+    from incus_actors.drivers.registry import choose_drivers
 
-    return explain_choice()
+    drivers = choose_drivers(directory)
+    found = drivers.reasons["lxc"]
+    name = drivers.instances.info.name
+    return name, "real containers through liblxc" if name == "lxc" else found.reason
 
 
 @click.command()
@@ -82,7 +85,7 @@ def demo(keep: bool, data: Path, port: int, fast: bool, as_json: bool) -> None:
 
 
 def _tell(story: Story, cluster: LabCluster) -> None:
-    driver, reason = chosen_driver()
+    driver, reason = chosen_driver(cluster.members[0].directory)
     story.title(__version__, cluster, driver)
     _form(story, cluster)
     story.step(f"driver: {driver} ({reason})")
@@ -111,11 +114,11 @@ def _form(story: Story, cluster: LabCluster) -> None:
 
 
 def _import_image(story: Story, cluster: LabCluster) -> None:
-    from incus_actors.drivers.tiny_image import build_unified
+    from incus_actors.drivers.tiny_image import TinyImage
 
     begin = time.monotonic()
     assert cluster.directory is not None
-    image = build_unified(cluster.directory / "tiny.tar.gz")
+    image = TinyImage().write_unified(cluster.directory / "tiny.tar.gz")
     through = cluster.members[1]
     operation = through.client.upload("/1.0/images", image, {"X-Incus-filename": image.name})
     done = through.client.get(f"/1.0/operations/{operation['id']}/wait?timeout=60", timeout_s=65)

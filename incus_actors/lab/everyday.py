@@ -95,10 +95,10 @@ def daemon_pid(member: LabMember) -> int:
 @contextmanager
 def tiny_image() -> Iterator[Path]:
     """Give a unified tarball of a busybox system."""
-    from incus_actors.drivers.tiny_image import build_unified
+    from incus_actors.drivers.tiny_image import TinyImage
 
     with tempfile.TemporaryDirectory(prefix="tiny-image-") as directory:
-        yield build_unified(Path(directory) / "tiny.tar.gz")
+        yield TinyImage().write_unified(Path(directory) / "tiny.tar.gz")
 
 
 class Everyday:

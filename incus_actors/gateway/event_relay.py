@@ -96,6 +96,7 @@ class _Origin:
     epoch: int = 0  #: 0: never heard of
     next: int = 1
     last_known: int = 0
+    first_contact: bool = True
     catching_up: bool = False
     silent_since: float | None = None
     watched: bool = False
@@ -224,7 +225,8 @@ class EventRelay:
         origin.catching_up = True
         try:
             while True:
-                query = EventReplay(origin.next, self._hub.started_ns)
+                # only at first: later a member whose clock is behind ours must not lose anything
+                query = EventReplay(origin.next, self._hub.started_ns if origin.first_contact else 0)
                 batch = await self._system.ref(self._path, member).ask(query, deadline_s=ASK_S)
                 if not isinstance(batch, EventBatch):
                     raise TypeError(f"member {member} answered a replay with {type(batch).__name__}")
@@ -232,6 +234,7 @@ class EventRelay:
                     await self._skip(member, origin, batch.first)
                 self.accept(member, batch)
                 if not batch.events:
+                    origin.first_contact = False
                     origin.next = max(origin.next, origin.last_known + 1)  # older than our start: nobody missed them
                     return
         except AskError as error:

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from incus_actors.tasks import spawn
 
+STARTED = web.RequestKey("started", bool)  #: set once anything was written: no error envelope may follow it
 BUFFER_BYTES = 64 << 10
 GONE_CHECK_S = 2.0
 
@@ -56,6 +57,7 @@ def hijack(request: web.Request, head: bytes) -> tuple[asyncio.StreamReader, asy
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
+    request[STARTED] = True
     protocol = request.protocol
     reader = asyncio.StreamReader(limit=BUFFER_BYTES)
     reader.set_transport(transport)  # pauses reading when nobody takes the bytes

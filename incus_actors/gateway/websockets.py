@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType, hdrs, web
 
-from incus_actors.errors import ForbiddenError, MemberError
+from incus_actors.errors import BadRequestError, ForbiddenError, MemberError
 from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
@@ -146,22 +146,24 @@ class SocketSet:
         """Return name → secret (64 hex digits)."""
         return dict(self._secrets)
 
-    def _take(self, secret: str) -> str:
+    def _find(self, secret: str) -> str:
         found = None
         for name, expected in self._secrets.items():  # always compare with all of them
             if hmac.compare_digest(expected.encode(), secret.encode()):
                 found = name
         if found is None or found in self._taken or self._closed:
             raise ForbiddenError("not authorized")
-        self._taken.add(found)
         return found
 
     async def serve(self, request: web.Request, secret: str) -> web.WebSocketResponse:
         """Attach `request` and hold its connection until the operation has done with it.
 
-        Raises ForbiddenError for a wrong or used secret.
+        Raises ForbiddenError for a wrong or used secret, BadRequestError (which uses up nothing) for no upgrade.
         """
-        name = self._take(secret)
+        name = self._find(secret)
+        if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
+            raise BadRequestError("websocket: the client is not using the websocket protocol")
+        self._taken.add(name)
         ws = await accept_websocket(request)
         socket = OperationSocket(name, ws, request)
         future = self._connected[name]

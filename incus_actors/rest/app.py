@@ -15,7 +15,7 @@ from aiohttp import web
 
 from incus_actors.rest.context import GATEWAY, Gateway
 from incus_actors.rest.http import RouteSpec, sync
-from incus_actors.rest.middleware import Freshness, endpoint, envelope
+from incus_actors.rest.middleware import Freshness, endpoint, envelope, note_start
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def build_app(gateway: Gateway, routes: Iterable[RouteSpec] | None = None) -> we
     """Return the application that the listeners serve; `routes` replaces the collected ones (for tests)."""
     app = web.Application(middlewares=[envelope], client_max_size=1 << 62)  # bodies are limited where they are read
     app[GATEWAY] = gateway
+    app.on_response_prepare.append(note_start)
     freshness = Freshness(gateway.consensus)
     for spec in collect_routes() if routes is None else routes:
         app.router.add_route(spec.method, spec.path, endpoint(spec, freshness))

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 
 from incus_actors.errors import ApiError, ForbiddenError, UnavailableError
 from incus_actors.gateway.access import CALLER, Caller, caller_of
+from incus_actors.gateway.upgrades import STARTED
 from incus_actors.rest.context import GATEWAY, Gateway
 from incus_actors.rest.http import Handler, RouteSpec, error, flag, project_of
 from incus_actors.security.tls import BioTLSObject
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BARRIER_S = 1.0  #: a read that can't be made linearizable fails, or falls back, after this long
+WRITE_BARRIER_S = 5.0  #: a write waits for a new leader instead
 FALLBACK_AGAIN_S = 0.05  #: ... and this long while we know that nobody leads
 INDEX_HEADER = "X-Incus-Actors-Applied-Index"
 AGE_HEADER = "X-Incus-Actors-Age-Ms"
@@ -111,7 +113,7 @@ class Freshness:
         if request.query.get("consistency") == "stale" and request.method == hdrs.METH_GET:
             return self._stale_headers()
         fallback = spec.consistency == "fallback"
-        wait_s = BARRIER_S
+        wait_s = BARRIER_S if request.method == hdrs.METH_GET else WRITE_BARRIER_S
         if fallback and not self.consensus.status().leader and self.confirmed_at < time.monotonic() - BARRIER_S:
             wait_s = FALLBACK_AGAIN_S
         try:
@@ -194,20 +196,34 @@ async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         request[CALLER] = await identify(request, request.app[GATEWAY])
         return await handler(request)
-    except ApiError as failure:
-        if failure.status >= 500:
-            _log.info(
-                "%s %s: %s %s", request.method, request.path, failure.status, failure, extra={"remedy": failure.remedy}
-            )
-        return error(failure.status, str(failure))
-    except web.HTTPNotFound:
-        return error(404, "not found")
-    except web.HTTPMethodNotAllowed:
-        return error(501, "not implemented")
-    except web.HTTPException as failure:
-        return error(failure.status, failure.reason)
-    except ConnectionResetError:
-        raise  # the client left in the middle: nobody is there to read an answer
     except Exception as failure:
-        _log.exception("%s %s failed", request.method, request.path)
-        return error(500, str(failure) or type(failure).__name__)
+        if isinstance(failure, ConnectionResetError):
+            raise  # the client left in the middle: nobody is there to read an answer
+        if STARTED in request:
+            _log.warning("%s %s broke off: %s", request.method, request.path, failure, exc_info=failure)
+            if request.transport is not None:
+                request.transport.abort()  # anything more would look like a part of the answer
+            raise ConnectionResetError("the answer broke off") from failure
+        return _answer(request, failure)
+
+
+def _answer(request: web.Request, failure: Exception) -> web.Response:
+    """Return the error envelope for an exception."""
+    if isinstance(failure, ApiError):
+        if failure.status >= 500:
+            remedy = {"remedy": failure.remedy}
+            _log.info("%s %s: %s %s", request.method, request.path, failure.status, failure, extra=remedy)
+        return error(failure.status, str(failure))
+    if isinstance(failure, web.HTTPNotFound):
+        return error(404, "not found")
+    if isinstance(failure, web.HTTPMethodNotAllowed):
+        return error(501, "not implemented")
+    if isinstance(failure, web.HTTPException):
+        return error(failure.status, failure.reason)
+    _log.error("%s %s failed", request.method, request.path, exc_info=failure)
+    return error(500, str(failure) or type(failure).__name__)
+
+
+async def note_start(request: web.Request, _response: web.StreamResponse) -> None:
+    """Signal handler of aiohttp's on_response_prepare."""
+    request[STARTED] = True

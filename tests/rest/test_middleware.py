@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
@@ -17,6 +18,7 @@ from gateway_kit import TestMember, client_pair, running_member, whoami
 
 from incus_actors.errors import ConflictError
 from incus_actors.rest.http import RouteSpec, check_etag, created, etag_of, read_json, sync
+from incus_actors.security.tls import client_context
 
 
 class Thing(msgspec.Struct):
@@ -48,7 +50,15 @@ async def explode(_request: web.Request) -> web.StreamResponse:
     raise ZeroDivisionError("boom")
 
 
+async def break_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"half of ")
+    raise ConflictError("Something went wrong")
+
+
 ROUTES = [
+    RouteSpec("GET", "/1.0/half", break_off),
     RouteSpec("GET", "/1.0", whoami, access="untrusted", consistency="fallback"),
     RouteSpec("POST", "/1.0/certificates", whoami, access="untrusted"),
     RouteSpec("GET", "/1.0/things", whoami),
@@ -223,10 +233,6 @@ async def test_a_revoked_certificate_is_refused_on_an_open_connection(member: Te
     pair = client_pair(tmp_path / "clients", "gone")
     member.database.add_certificate(pair.certificate_pem, 1)
     member.gateway.access.refresh()
-    import aiohttp
-
-    from incus_actors.security.tls import client_context
-
     connector = aiohttp.TCPConnector(ssl=client_context(pair.certificate_path, pair.key_path), limit=1)
     async with aiohttp.ClientSession(f"https://{member.address}", connector=connector) as session:
         async with session.get("/1.0/things") as response:
@@ -335,6 +341,13 @@ async def test_before_and_after_serving_it_is_503(member: TestMember, phase: Any
     assert await ask(member.unix_session(), "GET", "/1.0/things") == failure(503, text)
     assert (await ask(member.unix_session(), "GET", "/1.0/operations"))[0] == 200
     assert await ask(member.unix_session(), "GET", "/internal/ready") == failure(503, "Daemon not ready yet")
+
+
+async def test_an_error_after_the_answer_began_breaks_the_connection(member: TestMember) -> None:
+    async with member.unix_session() as session:
+        with pytest.raises(aiohttp.ClientError):
+            async with session.get("/1.0/half") as response:
+                assert b"error" not in await response.read()
 
 
 # -- robustness -------------------------------------------------------------------------------------------------------

@@ -141,10 +141,11 @@ class EventRelay:
         while len(self._ring) > RING_EVENTS or (self._ring_bytes > RING_BYTES and len(self._ring) > 1):
             self._ring_bytes -= len(self._ring.popleft().encoded)
         if not self._unsent:
-            asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+            asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
         self._unsent.append(relayed)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what waits."""
         first = self.last - len(self._unsent) + 1
         members = self.members()
         while self._unsent:
@@ -339,6 +340,10 @@ class EventRelayActor(Actor):
         for member in self._relay.members():
             self._relay.origin(member).watched = False
         self.context.tell_every(MARK_S, _Tick())
+
+    async def stopped(self, reason: str) -> None:
+        """The last events, ends of operations above all, must still leave."""
+        self._relay.flush()
 
     async def receive(self, message: object) -> object:
         """Handle a batch, a mark, a question, the end of a peer, or a tick."""

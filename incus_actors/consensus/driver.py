@@ -30,10 +30,9 @@ from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.types import Configuration, Entry, Index, MemberId
 
-TICK_MS = 10
+TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
-_DISK_CHECK_TICKS = 100
-_STATUS_TICKS = 5
+_DISK_CHECK_MS = 1000
 
 
 class DriverError(Exception):
@@ -45,6 +44,9 @@ class CoreStep(Protocol):
 
     def step(self, now_ms: int, event: ev.Event, /) -> list[fx.Effect]:
         """Take one event, return what to do."""
+
+    def next_deadline_ms(self) -> int:
+        """Return when the next Tick will have something to do."""
 
 
 class LogWriter(Protocol):
@@ -118,7 +120,8 @@ Incoming: TypeAlias = (
 
 
 class Driver:
-    """All methods run on the consensus loop. `tell` hands a notice to the main loop; `drain` empties the inbox."""
+    """All methods run on the consensus loop. `tell` hands a notice to the main loop, `drain` empties the inbox,
+    `publish` refreshes the status, `arm` asks for the next `tick` at a monotonic millisecond."""
 
     def __init__(
         self,
@@ -135,6 +138,7 @@ class Driver:
         tell: Callable[[Notice], None],
         drain: Callable[[], None],
         publish: Callable[[], None],
+        arm: Callable[[int], None],
     ) -> None:
         self._core = core
         self._log = log
@@ -146,6 +150,7 @@ class Driver:
         self._tell = tell
         self._drain = drain
         self._publish = publish
+        self._arm = arm
         self._events: deque[ev.Event] = deque()
         self._stepping = False
         self._writes: deque[fx.WriteLog] = deque()
@@ -158,8 +163,9 @@ class Driver:
         self.dead = False
         self.counters: dict[str, int] = {}
         self.samples = {name: Samples() for name in ("log_wait", "log_write", "log_batch", "apply", "loop_late")}
-        self._last_tick_ms = clock.monotonic_ms()
-        self._ticks = 0
+        self._armed_ms = clock.monotonic_ms()
+        self._ticking = False
+        self._disk_check_ms = 0
         self._free_kib = 1 << 30
         self._reported_full = False
 
@@ -188,6 +194,8 @@ class Driver:
             self._stepping = False
             if self.dead:
                 self._events.clear()
+        if not self._ticking and self._core.next_deadline_ms() < self._armed_ms:
+            self._arm_next()
 
     def receive(self, item: Incoming) -> None:
         """Take one item of the inbox: a wish of the main loop or a completion of a disk thread."""
@@ -222,22 +230,32 @@ class Driver:
         self.handle(ev.LinkDown(peer, evidence))
 
     def tick(self) -> None:
-        """Every TICK_MS: read everything that waits, account for our own stalls, let the core look at the clock."""
-        late_ms = self._clock.monotonic_ms() - self._last_tick_ms - TICK_MS
-        self._last_tick_ms = self._clock.monotonic_ms()
+        """When armed for: read everything that waits, account for our own stalls, let the core look at the clock."""
+        late_ms = self._clock.monotonic_ms() - self._armed_ms
+        self._ticking = True
         self.samples["loop_late"].add(float(max(0, late_ms)))
         if late_ms > STALL_MS:
             self.count("stalls")
             self.handle(ev.Stalled(late_ms))
         self._lane.drain()
         self._drain()
-        if self._ticks % _DISK_CHECK_TICKS == 0:
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= self._disk_check_ms:
+            self._disk_check_ms = now_ms + _DISK_CHECK_MS
             space = os.statvfs(self._directory)
             self._free_kib = space.f_bavail * space.f_frsize // 1024
         self.handle(ev.Tick(self._clock.wall_ms(), self._free_kib))
-        self._ticks += 1
-        if self._ticks % _STATUS_TICKS == 0:
-            self._publish()
+        self._ticking = False
+        self._publish()
+        self._arm_next()
+
+    def _arm_next(self) -> None:
+        """Ask for a tick when the core wants one. Sleeping longer in between saves most of the idle CPU."""
+        if self.dead:
+            return
+        now_ms = self._clock.monotonic_ms()
+        self._armed_ms = max(now_ms + 1, min(now_ms + TICK_MS, self._core.next_deadline_ms()))
+        self._arm(self._armed_ms)
 
     # Completions
 

@@ -20,7 +20,7 @@ from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.core import Core
-from incus_actors.consensus.driver import TICK_MS, Driver, FatalNotice, Incoming, Notice
+from incus_actors.consensus.driver import Driver, FatalNotice, Incoming, Notice
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import AmnesiaError, LogStore
@@ -72,7 +72,6 @@ class Engine:
         self._stopping: asyncio.Event | None = None
         self._latency: dict[str, dict[str, float]] = {}
         self._latency_at_ms = 0
-        self._next_tick_s = 0.0
         self._tick_timer: asyncio.TimerHandle | None = None
 
     # On the main thread
@@ -185,6 +184,7 @@ class Engine:
             tell=self._tell,
             drain=inbox.drain,
             publish=lambda: self._publish(core, driver, durable, lane),
+            arm=lambda at_ms: self._arm(loop, driver, at_ms),
         )
         files = SnapshotFiles(
             settings.directory, path, durable.member_id, driver=driver, log=log_thread, state=apply_thread
@@ -196,8 +196,7 @@ class Engine:
             await lane.start(driver)
             driver.adopt(core.log.configuration, core.log.configuration_index)
             self._publish(core, driver, durable, lane)
-            self._next_tick_s = loop.time()
-            self._tick(loop, driver)
+            driver.tick()
             if self.status is not None:
                 self.started.set_result(Started(self.status, path))
             await self._until_stopped()
@@ -222,11 +221,13 @@ class Engine:
         if self.status is not None and self.status.peers:
             await asyncio.sleep(_GOODBYE_S)
 
-    def _tick(self, loop: asyncio.AbstractEventLoop, driver: Driver) -> None:
-        driver.tick()
-        if not driver.dead:
-            self._next_tick_s = max(self._next_tick_s + TICK_MS / 1000, loop.time())
-            self._tick_timer = loop.call_at(self._next_tick_s, self._tick, loop, driver)
+    def _arm(self, loop: asyncio.AbstractEventLoop, driver: Driver, at_ms: int) -> None:
+        """Tick at a monotonic millisecond: the loop's clock is the driver's, in seconds, unless a test stands it
+        still."""
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        wait_ms = at_ms - self._settings.clock.monotonic_ms()
+        self._tick_timer = loop.call_at(loop.time() + wait_ms / 1000, driver.tick)
 
     def _publish(self, core: Core, driver: Driver, durable: DurableState, lane: RaftLane) -> None:
         now_ms = self._settings.clock.monotonic_ms()

@@ -39,11 +39,15 @@ class Script:
         self.trace = trace
         self.answers: deque[list[fx.Effect]] = deque()
         self.heard: list[ev.Event] = []
+        self.deadline_ms = 1 << 62
 
     def step(self, _now_ms: int, event: ev.Event, /) -> list[fx.Effect]:
         self.heard.append(event)
         self.trace.append(f"step {type(event).__name__}")
         return self.answers.popleft() if self.answers else []
+
+    def next_deadline_ms(self) -> int:
+        return self.deadline_ms
 
 
 class Recorder:
@@ -95,6 +99,7 @@ class Rig:
         self.trace: list[str] = []
         self.core = Script(self.trace)
         self.clock = ManualClock()
+        self.armed: list[int] = []
         self.main = Recorder(self.trace)
         self.driver = Driver(
             self.core,
@@ -109,6 +114,7 @@ class Rig:
             tell=self.main.tell,
             drain=lambda: self.trace.append("inbox"),
             publish=lambda: None,
+            arm=self.armed.append,
         )
 
     def say(self, *effects: fx.Effect) -> None:
@@ -202,16 +208,31 @@ def test_topics_are_told_before_the_proposer_gets_its_answer(rig: Rig) -> None:
 
 
 def test_a_tick_reads_everything_that_waits_before_the_core_decides(rig: Rig) -> None:
-    rig.clock.advance(TICK_MS)
     rig.driver.tick()
     assert rig.trace == ["drain", "inbox", "step Tick"]
 
 
+def test_ticks_come_when_the_core_wants_them_and_at_least_now_and_then(rig: Rig) -> None:
+    rig.driver.tick()
+    assert rig.armed == [TICK_MS]
+    rig.core.deadline_ms = 15
+    rig.driver.handle(ev.LinkUp(2))
+    assert rig.armed == [TICK_MS, 15]
+    rig.driver.handle(ev.LinkUp(2))
+    assert rig.armed == [TICK_MS, 15]
+    rig.clock.advance(15)
+    rig.core.deadline_ms = 3
+    rig.driver.tick()
+    assert rig.armed[-1] == 16
+
+
 def test_our_own_stall_is_reported_before_the_tick(rig: Rig) -> None:
-    rig.clock.advance(400)
+    rig.driver.tick()
+    rig.trace.clear()
+    rig.clock.advance(TICK_MS + 390)
     rig.driver.tick()
     assert rig.trace[0] == "step Stalled"
-    assert rig.core.heard[0] == ev.Stalled(390)
+    assert rig.core.heard[1] == ev.Stalled(390)
     rig.trace.clear()
     rig.clock.advance(TICK_MS + 40)
     rig.driver.tick()

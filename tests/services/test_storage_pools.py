@@ -1,0 +1,187 @@
+"""Pools of a standalone server and of a cluster: texts of a real Incus 6.0.4; every member makes its own share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from service_kit import Seen, running_services
+
+from incus_actors.domain import transactions_storage as transactions
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError, PreconditionFailedError
+from incus_actors.model.resources import PoolPut, PoolsPost, ProfilesPost
+
+
+@pytest.fixture
+async def kit(tmp_path):
+    async with running_services(tmp_path) as found:
+        yield found
+
+
+def post(name="p1", driver="dir", **config: str) -> PoolsPost:
+    return PoolsPost(name=name, driver=driver, config={k.replace("_", "."): v for k, v in config.items()})
+
+
+async def test_a_pool_is_made_and_shown_with_its_source(kit):
+    storage = kit.services.storage
+    await storage.create(PoolsPost(name="p1", driver="dir", config={"source": "", "user.a": "b"}, description="d"))
+    shown = storage.get("p1")
+    assert shown.config == {"source": "/pools/p1", "user.a": "b"}
+    assert (shown.status, shown.locations, shown.description, shown.driver) == ("Created", ["none"], "d", "dir")
+    assert (await storage.resources("p1")).space.total == 2
+    assert storage.list() == [shown]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (PoolsPost(), BadRequestError, "No name provided"),
+        (PoolsPost(name="x"), BadRequestError, "No driver provided"),
+        (post("x", "nope"), MemberError, "Unknown driver"),
+        (post("a/b"), BadRequestError, "Storage pool names may not contain slashes"),
+        (post("a b"), MemberError, "Storage name cannot contain white space"),
+        (post(".."), BadRequestError, 'Invalid storage pool name ".."'),
+        (post(foo="1"), MemberError, 'Invalid option "foo"'),
+        (post(zfs_pool="1"), MemberError, 'Invalid option "zfs.pool"'),
+        (post(volume_size="zz"), MemberError, 'Invalid value for option "volume.size": Invalid value: zz'),
+    ],
+)
+async def test_what_a_pool_cannot_be(kit, given, error, text):
+    with pytest.raises(error) as caught:
+        await kit.services.storage.create(given)
+    assert str(caught.value) == text
+    assert kit.services.storage.list() == []
+
+
+async def test_a_pool_that_cannot_be_made_leaves_nothing(kit):
+    kit.pools.broken.add("p1")
+    with pytest.raises(MemberError, match="doesn't exist"):
+        await kit.services.storage.create(post(source="/nowhere"))
+    assert kit.services.storage.list() == []
+    kit.pools.broken.clear()
+    await kit.services.storage.create(post())
+    with pytest.raises(ConflictError, match=r"^The storage pool already exists: The record already exists$"):
+        await kit.services.storage.create(post())
+
+
+async def test_changes(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    seen = None
+
+    def see(current):
+        nonlocal seen
+        seen = current
+
+    await storage.update("p1", PoolPut(config={"rsync.bwlimit": "1MB"}), patch=True, expect=see)
+    assert storage.get("p1").config == {"rsync.bwlimit": "1MB", "source": "/pools/p1"}
+    for config in ({"user.z": "1"}, {"source": "/other"}, {"source": ""}):
+        with pytest.raises(MemberError, match=r"^Pool source cannot be changed when not in pending state$"):
+            await storage.update("p1", PoolPut(config=config))
+    with pytest.raises(BadRequestError, match=r'^Invalid option "foo"$'):
+        await storage.update("p1", PoolPut(config={"source": "/pools/p1", "foo": "x"}))
+    await storage.update("p1", PoolPut(config={"source": "/pools/p1", "user.z": "1"}, description="hi"))
+    assert storage.get("p1").config == {"source": "/pools/p1", "user.z": "1"}
+    with pytest.raises(PreconditionFailedError):
+        await storage.update("p1", PoolPut(), patch=True, expect=Seen(seen))
+    with pytest.raises(NotFoundError, match=r"^Storage pool not found$"):
+        await storage.update("nope", PoolPut())
+
+
+async def test_a_used_pool_says_by_what_and_stays(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    await kit.services.profiles.create(
+        "default", ProfilesPost(name="w", devices={"root": {"type": "disk", "path": "/", "pool": "p1"}})
+    )
+    assert storage.get("p1").used_by == ["/1.0/profiles/w"]
+    with pytest.raises(BadRequestError, match=r"^The storage pool is currently in use$"):
+        await storage.delete("p1")
+    await kit.services.profiles.delete("default", "w")
+    await kit.add_instance("c1", pool="p1")
+    assert storage.get("p1").used_by == ["/1.0/instances/c1"]
+    with pytest.raises(BadRequestError, match=r"^The storage pool is currently in use$"):
+        await storage.delete("p1")
+    await kit.sql("DELETE FROM storage_volumes")
+    await storage.delete("p1")
+    assert kit.pools.made == {}
+    with pytest.raises(NotFoundError):
+        storage.get("p1")
+
+
+async def test_a_pool_that_cannot_be_removed_is_errored_and_can_be_deleted_again(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    kit.pools.broken.add("p1")
+    with pytest.raises(MemberError, match="busy"):
+        await storage.delete("p1")
+    assert storage.get("p1").status == "Errored"
+    assert transactions.ERROR_KEY not in storage.get("p1").config
+    kit.pools.broken.clear()
+    await storage.delete("p1")
+    assert storage.list() == []
+
+
+async def test_in_a_cluster_every_member_is_named_first(kit):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    with pytest.raises(MemberError, match=r"^Pool not pending on any node \(use --target <node> first\)$"):
+        await storage.create(post())
+    with pytest.raises(NotFoundError, match=r"^Cluster member not found$"):
+        await storage.create(post(), "nope")
+    with pytest.raises(MemberError, match=r'^Config key "user.x" may not be used as member-specific key$'):
+        await storage.create(post(user_x="1"), "node1")
+    await storage.create(post(source="/srv/one"), "node1")
+    with pytest.raises(BadRequestError, match=r'^The storage pool already defined on member "node1"$'):
+        await storage.create(post(), "node1")
+    assert storage.get("p1").status == "Pending"
+    with pytest.raises(MemberError, match=r"^Pool not defined on nodes: node2$"):
+        await storage.create(post())
+    await storage.create(post(), "node2")
+    with pytest.raises(MemberError, match=r'^Config key "source" is cluster member specific$'):
+        await storage.create(post(source="/x"))
+    with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
+        await storage.create(post(user_x="1"))
+    assert kit.pools.made["p1"].config["source"] == "/srv/one"
+    pool_id = kit.database.scalar("SELECT id FROM storage_pools")
+    await kit.consensus.propose(transactions.pool_made(pool_id, "p1", {2: {"source": "/two"}}))
+    shown = storage.get("p1")
+    assert (shown.status, shown.config, shown.locations) == ("Created", {"user.x": "1"}, ["node1", "node2"])
+    assert storage.get("p1", "node2").config == {"source": "/two", "user.x": "1"}
+    with pytest.raises(MemberError, match=r"^The storage pool is already created$"):
+        await storage.create(post())
+
+
+async def test_in_a_cluster_keys_have_one_scope(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    await kit.become_clustered()
+    with pytest.raises(BadRequestError, match=r'^Config key "source" is cluster member specific$'):
+        await storage.update("p1", PoolPut(config={"source": "/x"}))
+    with pytest.raises(BadRequestError, match=r'^Config key "user.x" may not be used as cluster member specific key$'):
+        await storage.update("p1", PoolPut(config={"user.x": "1"}), target="node1", patch=True)
+    await storage.update("p1", PoolPut(config={"user.x": "1"}))
+    assert storage.get("p1").config == {"user.x": "1"}
+    assert storage.get("p1", "node1").config == {"source": "/pools/p1", "user.x": "1"}
+
+
+async def test_a_member_finishes_what_the_rows_say_after_a_crash(kit):
+    """The rows of a create and of a delete are there, and nobody has done anything yet."""
+    await kit.consensus.propose(transactions.define_pool("p1", "dir", "", {}, (1, {})))
+    async with asyncio.timeout(5):
+        while not kit.services.storage.list() or kit.services.storage.get("p1").status != "Created":
+            await asyncio.sleep(0.01)
+    assert "p1" in kit.pools.made
+    await kit.consensus.propose(transactions.retire_pool(1, "p1"))
+    async with asyncio.timeout(5):
+        while kit.services.storage.list():
+            await asyncio.sleep(0.01)
+    assert kit.pools.made == {}
+
+
+async def test_after_a_join_the_share_of_every_pool_is_made(kit):
+    await kit.services.storage.create(post())
+    kit.pools.made.clear()
+    await kit.keeper.own_pools_ready()
+    assert list(kit.pools.made) == ["p1"]

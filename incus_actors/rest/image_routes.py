@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qsl, quote
 
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp import ClientError as ClientError_
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -137,17 +137,20 @@ class _Parts(_Body):
 
     def __init__(self, request: web.Request) -> None:
         super().__init__(request)
-        self._reader = request.multipart()
+        self._reader: MultipartReader | None = None
 
     async def metadata(self) -> AsyncIterator[bytes]:
         """Yield the first part."""
-        async for chunk in self._part(await self._next("metadata")):
+        self._reader = await self._request.multipart()
+        part = await self._reader.next()
+        if not isinstance(part, BodyPartReader) or part.name != "metadata":
+            raise BadRequestError("Invalid multipart image")
+        async for chunk in self._part(part):
             yield chunk
 
     async def rootfs(self) -> AsyncIterator[bytes]:
         """Yield the second part."""
-        reader = await self._reader
-        part = await reader.next()
+        part = None if self._reader is None else await self._reader.next()
         name = getattr(part, "name", None)
         if name == "rootfs.img":
             raise NotImplementedHereError("Virtual machine images are not supported yet")
@@ -156,13 +159,6 @@ class _Parts(_Body):
         async for chunk in self._part(part):
             yield chunk
         self.over.set()
-
-    async def _next(self, wanted: str) -> BodyPartReader:
-        reader = await self._reader
-        part = await reader.next()
-        if not isinstance(part, BodyPartReader) or part.name != wanted:
-            raise BadRequestError("Invalid multipart image")
-        return part
 
     @staticmethod
     async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:

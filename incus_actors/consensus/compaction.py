@@ -27,7 +27,7 @@ def consider(node: Node) -> None:
     index = applied - limits.retained_entries if not heavy else applied - _light_tail(node, applied)
     if log.bytes <= limits.log_bytes_catching_up and log.last - log.mark.index < 16 * limits.retained_entries:
         index = min(index, _slowest_online(node))
-    if index - log.mark.index < max(1, limits.retained_entries // 8):
+    if index - log.mark.index < (1 if heavy else max(1, limits.retained_entries // 8)):
         return
     node.compacting = True
     node.emit(Compact(index))

@@ -147,7 +147,8 @@ class Leadership:
         due = [
             progress
             for progress in self.progress.values()
-            if now >= progress.heartbeat_due_ms or (progress.commit_told < commit and progress.heartbeat_ms <= eager)
+            if now >= progress.heartbeat_due_ms
+            or (progress.commit_told < commit and (progress.heartbeat_ms <= eager or progress.leaving_until_ms))
         ]
         if due:
             heir = self.heir()

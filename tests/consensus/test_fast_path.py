@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_f4_prevotes_are_repeated_without_term_growth_or_writes() -> None:
         if len(world.messages(m.PreVote, source=2, to=3)) > count:
             times.append(world.now - start)
         world.now += 1
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert len(times) == 5
     for gap, base in zip(gaps, (25, 50, 100, 150), strict=True):
         assert base * 0.8 <= gap <= base * 1.2

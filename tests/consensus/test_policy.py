@@ -1,0 +1,130 @@
+"""The role policy as a table of cases (CONSENSUS 3.9, DESIGN D6)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, wanted_voters
+from incus_actors.consensus.types import Configuration, Member, Role
+
+LETTERS = {"V": Role.VOTER, "S": Role.STANDBY, "P": Role.SPARE}
+
+
+def configuration(roles: str, domains: str = "") -> Configuration:
+    """ "VSP" is voter 1, standby 2, spare 3; `domains` gives one letter each."""
+    return Configuration(
+        tuple(
+            Member(i, f"m{i}", LETTERS[letter], domains[i - 1] if domains else "default")
+            for i, letter in enumerate(roles, start=1)
+        )
+    )
+
+
+def health(states: str, lags: dict[int, int] | None = None) -> dict[int, MemberHealth]:
+    """One letter each: "u" up and caught up, "b" up but behind, "s" silent for 10 s, "d" for a minute."""
+    ages = {"u": 20, "b": 20, "s": 10_000, "d": 60_000}
+    return {
+        i: MemberHealth(ages[letter], (lags or {}).get(i, 0), letter == "u") for i, letter in enumerate(states, start=1)
+    }
+
+
+def after(roles: str, states: str, voters: int = 3, standbys: int = 2, domains: str = "", **more: object) -> str | None:
+    found = plan(configuration(roles, domains), health(states), voters, standbys, leader=1, **more)  # type: ignore
+    if found is None:
+        return None
+    return "".join({role: letter for letter, role in LETTERS.items()}[member.role] for member in found)
+
+
+@pytest.mark.parametrize(
+    ("roles", "states", "expected", "why"),
+    [
+        ("V", "u", None, "alone"),
+        ("VP", "ub", "VS", "the second stands by"),
+        ("VS", "uu", None, "two members: only the first votes"),
+        ("VSP", "uub", "VSS", "the third stands by first"),
+        ("VSS", "uub", None, "wait until it has caught up: never two voters"),
+        ("VSS", "uuu", "VVV", "the third joins: three voters in one step"),
+        ("VVV", "uuu", None, "settled"),
+        ("VVVP", "uuub", "VVVS", "the fourth stands by"),
+        ("VVVSP", "uuuub", "VVVSS", "and the fifth"),
+        ("VVVSSP", "uuuuub", None, "the sixth is a spare"),
+        ("VVVS", "uudu", "VVSV", "an offline voter is replaced in one step"),
+        ("VVVS", "uusu", "VVSV", "soon, when a standby is ready"),
+        ("VVVS", "uusb", None, "but not by one that is behind"),
+        ("VVVP", "uusu", "VVVS", "a spare stands by first"),
+        ("VVV", "uud", None, "never shrink: without a successor it stays a voter"),
+        ("VVV", "udd", None, "nor when the quorum is lost"),
+        ("VVVSS", "udduu", None, "a change that cannot commit is not proposed"),
+        ("VVVSS", "uuudu", None, "an offline standby stays when there is nobody better"),
+        ("VVVSSP", "uuuduu", "VVVPSS", "an offline standby changes places with a spare"),
+        ("VVVSS", "uusdu", "VVSSV", "the standby that answers takes over"),
+        ("VVVV", "uuuu", "VVVS", "an even number is one too many"),
+        ("VVVVV", "uuuuu", "VVVVS", "max_voters was lowered: one at a time"),
+        ("VVVVV", "uuduu", "VVSVV", "and the offline one first"),
+        ("VVVSSS", "uuuuuu", "VVVSSP", "too many standbys"),
+        ("VV", "uu", "VS", "after a removal two are left"),
+        ("VV", "ud", None, "but the offline one cannot be demoted without its vote"),
+        ("VVS", "uuu", "VVV", "a removal left a place"),
+    ],
+)
+def test_table(roles: str, states: str, expected: str | None, why: str) -> None:
+    assert after(roles, states) == expected, why
+
+
+def test_more_voters_when_allowed_but_never_an_even_number() -> None:
+    assert after("VVVSS", "uuuuu", voters=5) == "VVVVV"
+    assert after("VVVSS", "uuuub", voters=5) is None
+    assert [wanted_voters(members, 5) for members in range(1, 8)] == [1, 1, 3, 3, 5, 5, 5]
+    assert [wanted_voters(members, 3) for members in range(1, 8)] == [1, 1, 3, 3, 3, 3, 3]
+
+
+def test_failure_domains_spread_voters() -> None:
+    assert after("VSSS", "uuuu", domains="aaab") == "VVSV"
+    assert after("VVVSS", "uuduu", domains="abcac") == "VVSSV"
+    assert after("VVVV", "uuuu", domains="abbc") == "VVSV"
+
+
+def test_no_standbys_wanted_still_replaces_a_dead_voter() -> None:
+    assert after("VVVP", "uudu", standbys=0) == "VVVS"
+    assert after("VVVS", "uudu", standbys=0) == "VVSV"
+    assert after("VVVS", "uuuu", standbys=0) == "VVVP"
+
+
+def test_nothing_while_joint_and_unknown_members_are_offline() -> None:
+    old = configuration("VVV")
+    assert plan(Configuration(old.old, configuration("VVS").old), health("uuu"), 3, 2, leader=1) is None
+    assert (
+        plan(configuration("VVVS"), {1: MemberHealth(0, 0, True), 2: MemberHealth(0, 0, True)}, 3, 2, leader=1) is None
+    )
+
+
+def test_random_clusters_settle_and_never_lose_quorum_or_the_leaders_vote() -> None:
+    rng = random.Random(5)
+    for _ in range(500):
+        count = rng.randint(1, 9)
+        present = configuration("V" + "".join(rng.choice("VSP") for _ in range(count - 1)))
+        states = "u" + "".join(rng.choice("uuuubsd") for _ in range(count - 1))
+        known = health(states)
+        for _ in range(40):
+            following = plan(present, known, 3, 2, leader=1)
+            if following is None:
+                break
+            voters = [m for m in following if m.role is Role.VOTER]
+            online = [m for m in voters if m.id == 1 or states[m.id - 1] in "ub"]
+            if voters != [m for m in present.old if m.role is Role.VOTER]:
+                assert 2 * len(online) > len(voters)
+            assert following[0].role is Role.VOTER
+            present = Configuration(following)
+        else:
+            pytest.fail(f"does not settle: {states}")
+
+
+def test_pacing() -> None:
+    pacer = PlanPacer()
+    assert not pacer.may_change(10_000, leading_since_ms=8_000)
+    assert pacer.may_change(11_000, leading_since_ms=8_000)
+    pacer.changed(11_000)
+    assert not pacer.may_change(12_999, leading_since_ms=8_000)
+    assert pacer.may_change(13_000, leading_since_ms=8_000)

@@ -125,6 +125,7 @@ class Conversation:
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.DEVNULL,
         stderr: int | IO[bytes] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Conversation:
         """Start the helper; the number of its end of the socket is appended to `argv`."""
         ours, theirs = socket.socketpair()
@@ -136,7 +137,7 @@ class Conversation:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *pass_fds),
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:

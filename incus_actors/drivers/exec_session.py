@@ -12,6 +12,7 @@ import fcntl
 import os
 import pty
 import signal as signals
+import socket
 import struct
 import termios
 from collections.abc import Iterable, Sequence
@@ -105,73 +106,69 @@ async def _writer(descriptor: int) -> asyncio.StreamWriter:
 class HelperExecSession:
     """The ExecSession of all drivers whose helper speaks the exec protocol of lxc_helper.supervise."""
 
-    def __init__(
-        self, talk: Conversation, stdin: asyncio.StreamWriter, outputs: Sequence[_Output], terminal: int
-    ) -> None:
-        self.interactive = terminal >= 0
-        self.stdin = stdin
-        self.stdout = outputs[0].reader
-        self.stderr = outputs[1].reader if len(outputs) > 1 else None
-        self.pid = 0
+    def __init__(self, talk: Conversation, pid: int, stdin: asyncio.StreamWriter, descriptors: Sequence[int]) -> None:
         self._talk = talk
-        self._outputs = outputs
-        self._terminal = terminal
+        self.pid = pid
+        self.stdin = stdin
+        self._outputs = [_Output(descriptor) for descriptor in descriptors]
+        self.stdout = self._outputs[0].reader
+        self.stderr = self._outputs[1].reader if len(descriptors) > 1 else None
+        self.interactive = False
+        self._terminal = -1
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        spawn(self.follow(), name=f"exec {pid}")
 
     @classmethod
     async def begin(cls, argv: Sequence[str], fields: Iterable[Field], request: ExecRequest) -> HelperExecSession:
         """Start the helper, return once the command runs. Raises ExecError."""
+        wanted = [*fields, *request_fields(request)]
         if request.interactive:
-            session = await cls._with_terminal(argv, request)
-        else:
-            session = await cls._with_pipes(argv)
-        try:
-            await session.started([*fields, *request_fields(request)])
-        except BaseException:
-            await session.close()
-            raise
-        spawn(session.follow(), name=f"exec {session.pid}")
-        return session
-
-    @classmethod
-    async def _with_pipes(cls, argv: Sequence[str]) -> HelperExecSession:
+            return await cls._with_terminal(argv, wanted, request)
         pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
         try:
-            talk = await Conversation.begin(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
+            try:
+                talk = await Conversation.begin(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
+            finally:
+                _close_all(theirs)
+            pid = await _started(talk, wanted)
         except BaseException:
-            for descriptor in ours:
-                os.close(descriptor)
+            _close_all(ours)
             raise
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        return cls(talk, await _writer(ours[0]), [_Output(ours[1]), _Output(ours[2])], -1)
+        return cls(talk, pid, await _writer(ours[0]), ours[1:])
 
     @classmethod
-    async def _with_terminal(cls, argv: Sequence[str], request: ExecRequest) -> HelperExecSession:
+    async def _with_terminal(cls, argv: Sequence[str], fields: list[Field], request: ExecRequest) -> HelperExecSession:
+        """Use a terminal of the instance, so that it has a name there; one of ours if it has no devpts."""
         master, slave = pty.openpty()
+        mailbox, theirs = socket.socketpair()
         try:
             _set_size(master, request.width or 80, request.height or 24)
-            talk = await Conversation.begin(argv, stdin=slave, stdout=slave, stderr=slave)
+            fields = [*fields, ("terminal", str(theirs.fileno()))]
+            try:
+                talk = await Conversation.begin(
+                    argv, stdin=slave, stdout=slave, stderr=slave, pass_fds=(theirs.fileno(),)
+                )
+            finally:
+                os.close(slave)
+                theirs.close()
+            pid = await _started(talk, fields)
+            mailbox.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                _, received, _, _ = socket.recv_fds(mailbox, 1, 1)
+                if received:
+                    os.close(master)
+                    master = received[0]
         except BaseException:
             os.close(master)
             raise
         finally:
-            os.close(slave)
+            mailbox.close()
         os.set_blocking(master, False)
-        return cls(talk, await _writer(os.dup(master)), [_Output(os.dup(master))], master)
-
-    async def started(self, fields: list[Field]) -> None:
-        """Send the request, return once the command runs. Called by `begin`. Raises ExecError."""
-        self._talk.send(fields)
-        answer = dict(await self._talk.receive() or [("error", "The exec helper ended without an answer")])
-        if "failure" in answer:
-            raise ExecError(answer["failure"], int(answer["code"]), log_excerpt=answer.get("errno", ""))
-        if "error" in answer:
-            raise ExecError(answer["error"], 255)
-        self.pid = int(answer["pid"])
+        session = cls(talk, pid, await _writer(os.dup(master)), [os.dup(master)])
+        session.interactive, session._terminal = True, master
+        return session
 
     async def follow(self) -> None:
         """Wait for the end of the command, then end the streams. Run by `begin`."""
@@ -213,6 +210,26 @@ class HelperExecSession:
             self._terminal = -1
 
 
+async def _started(talk: Conversation, fields: list[Field]) -> int:
+    """Send the request; return the pid once the command runs, or end the helper and raise ExecError."""
+    try:
+        talk.send(fields)
+        answer = dict(await talk.receive() or [("error", "The exec helper ended without an answer")])
+        if "failure" in answer:
+            raise ExecError(answer["failure"], int(answer["code"]), log_excerpt=answer.get("errno", ""))
+        if "error" in answer:
+            raise ExecError(answer["error"], 255)
+        return int(answer["pid"])
+    except BaseException:
+        await talk.finish()
+        raise
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def request_fields(request: ExecRequest) -> list[Field]:
     """Return the request as the helper reads it."""
     return [
@@ -222,6 +239,8 @@ def request_fields(request: ExecRequest) -> list[Field]:
         ("gid", str(request.gid)),
         ("cwd", request.cwd or "/"),
         ("interactive", "1" if request.interactive else "0"),
+        ("width", str(request.width or 80)),
+        ("height", str(request.height or 24)),
     ]
 
 

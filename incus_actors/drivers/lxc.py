@@ -60,15 +60,17 @@ _SYSTEMD_HALT = signal.SIGRTMIN + 3
 _INIT_READY_S = 1.0
 _FREEZE_S = 10.0
 _LOCKS = Path("/run/lxc/lock")
+_RUN = Path("/run/incus-actors")
 
 
 class LxcDriver:
     """The InstanceDriver of real containers. `directory` is the daemon's own (`$INCUS_DIR`)."""
 
     def __init__(self, directory: Path) -> None:
-        self._lxc_path = directory / "instances"
         digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10]
         self._parent = f"incus-actors-{digest}"  # several daemons on one machine must not meet
+        # liblxc wants its path to be passable for root of the instance; ours need not be, and /run always is.
+        self._lxc_path = _RUN / digest
         self._layout = cgroups.detect()
         self._running: dict[Path, RunningContainer] = {}
         self._owners = RootfsOwners()
@@ -125,17 +127,18 @@ class LxcDriver:
         facts = await self._facts(spec)
         items = lxc_config(spec, facts)
         facts.seccomp_file.write_text(SECCOMP_POLICY)
+        self._lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
         await self._remove_groups(spec)
         with contextlib.suppress(FileNotFoundError):
             spec.log_file.rename(spec.log_file.with_suffix(".log.old"))
-        fields = [("name", spec.disk_name), ("path", str(spec.instance_dir.parent))]
+        fields = [("name", spec.disk_name), ("path", str(self._lxc_path))]
         fields += [("config", f"{key}={value}") for key, value in items]
         try:
             answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
         except DriverError as error:
             await self._remove_groups(spec, kill=True)
             excerpt = _log_excerpt(spec.log_file)
-            reason = excerpt.splitlines()[-1] if excerpt else str(error)
+            reason = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
         if self._adopt(spec, int(answer["pid"])) is None:
             raise DriverError(
@@ -260,7 +263,7 @@ class LxcDriver:
             raise BadRequestError("Instance is not running")
         if cgroups.is_frozen(self._layout, running.group):
             raise BadRequestError("Instance is frozen")
-        fields = [("name", spec.disk_name), ("path", str(spec.instance_dir.parent))]
+        fields = [("name", spec.disk_name), ("path", str(self._lxc_path))]
         return await HelperExecSession.begin(helper_argv("lxc_helper", "exec", str(self._extension)), fields, request)
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
@@ -310,8 +313,9 @@ class LxcDriver:
             cgroups.remove_if_empty(self._layout, group)
         for directory in (spec.instance_dir, spec.log_dir):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        with contextlib.suppress(OSError):  # liblxc's empty lock directory; others may use it
-            (_LOCKS / str(spec.instance_dir.parent).lstrip("/")).rmdir()
+        for empty in (_LOCKS / str(self._lxc_path).lstrip("/"), self._lxc_path):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
     async def close(self) -> None:
         """Free watches; instances go on."""

@@ -8,6 +8,7 @@ each start and exec: 9 ms, 9 MB) and must never keep running once the daemon's e
 # No pathlib, socket, signal: they import enum and collections, which doubles the start-up time.
 
 import _signal  # type: ignore[import-not-found]
+import _socket
 import errno
 import fcntl
 import os
@@ -18,6 +19,7 @@ import termios
 Fields = list[tuple[str, str]]
 
 SIGKILL = 9
+TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
 
 
 def read_exactly(descriptor: int, size: int) -> bytes:
@@ -73,6 +75,7 @@ def start(control: int, module: object, fields: Fields) -> None:
 def execute(control: int, module: object, fields: Fields) -> None:
     """Run one command inside; our stdio is its stdio. Pass on signals, answer with its exit status."""
     one = dict(fields)
+    hide_terminal(one)
     container = module.Container(one["name"], one["path"])  # type: ignore[attr-defined]
     failed, failing = os.pipe()  # closed by a successful exec, else tells the errno
 
@@ -94,12 +97,19 @@ def execute(control: int, module: object, fields: Fields) -> None:
     supervise(control, pid, failed)
 
 
+def hide_terminal(one: dict[str, str]) -> None:
+    """Keep the socket for the terminal from what we execute."""
+    if "terminal" in one:
+        os.set_inheritable(int(one["terminal"]), False)
+
+
 def become(argv: tuple[str, ...], environment: list[str], one: dict[str, str], failing: int) -> int:
     """In the new process, already inside: take the terminal, change directory, exec. Returns on failure."""
     sys.path.clear()  # nothing may be imported any more: this would read the instance's files
     try:
         os.setsid()
         if one["interactive"] == "1":
+            own_terminal(one)
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         for number in range(1, _signal.NSIG):
             if _signal.getsignal(number) == _signal.SIG_IGN:  # Python ignores SIGPIPE; what it starts must not
@@ -109,6 +119,25 @@ def become(argv: tuple[str, ...], environment: list[str], one: dict[str, str], f
     except OSError as error:
         os.write(failing, str(error.errno or errno.EIO).encode())
     return 127
+
+
+def own_terminal(one: dict[str, str]) -> None:
+    """Take a terminal of the instance for stdio and hand its other end to the daemon; without one keep ours."""
+    try:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        fcntl.ioctl(master, TIOCSPTLCK, bytes(4))
+        slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return
+    size = b"".join(int(one[side]).to_bytes(2, "little") for side in ("height", "width")) + bytes(4)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
+    mailbox = _socket.socket(fileno=int(one["terminal"]))
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, "little"))
+    mailbox.sendmsg([b"t"], [rights])
+    os.close(master)
+    for number in range(3):
+        os.dup2(slave, number)
+    os.close(slave)
 
 
 def run(argv: tuple[str, ...], environment: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ Owns the unshare, the mounts and the fork; stays as the parent of init (the moni
 outlives the daemon. Executed by drivers/process.py as any user; must never gain privileges that its user has not.
 """
 
-# ruff: noqa: PTH120, PTH123, PTH211, S606
+# ruff: noqa: PTH102, PTH103, PTH120, PTH123, PTH211, S606
 # plain os calls: between unshare and exec nothing may be imported
 
 import contextlib
@@ -187,6 +187,7 @@ def execute(control: int, fields: Fields) -> None:
     if one["uid"] != "0" or one["gid"] != "0":
         lxc_helper.send(control, error="Instances of the process driver have no user but root")
         return
+    lxc_helper.hide_terminal(one)
     if one["mode"] == "namespaces":
         enter_existing(int(one["init"]))
     else:

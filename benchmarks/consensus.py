@@ -1,0 +1,198 @@
+"""Latency and throughput at the consensus interface: three member processes, CURVE, real disks.
+
+Run `python benchmarks/consensus.py [--seconds 5] [--json FILE]`. Each member is a process of its own; the clients of
+a row run inside the member that is measured, in a closed loop, as services do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from incus_actors.consensus.bootstrap import create_joiner, create_standalone
+from incus_actors.consensus.configuration import decode_configuration, encode_configuration
+from incus_actors.consensus.runtime import ConsensusRuntime
+from incus_actors.consensus.types import Configuration, Member, Role
+from incus_actors.model.transaction import Statement, Transaction
+from incus_actors.transport.address import PeerAddress, format_address
+from incus_actors.transport.control_lane import ControlLane
+from incus_actors.transport.keys import load_or_create_curve_keys
+
+TABLE = "CREATE TABLE kv (key INTEGER PRIMARY KEY, value BLOB)"
+PUT = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+KEYS = 10_000
+VALUE = b"v" * 200
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Return p50, p99 and max of milliseconds."""
+    ordered = sorted(values)
+    count = len(ordered)
+    return {
+        "p50_ms": round(ordered[count // 2], 3),
+        "p99_ms": round(ordered[min(count - 1, count * 99 // 100)], 3),
+        "max_ms": round(ordered[-1], 3),
+    }
+
+
+async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: float) -> dict[str, Any]:
+    """Run a closed loop of `clients` for `seconds`; `what` is "write" or "read"."""
+    took: list[float] = []
+    deadline = time.perf_counter() + seconds
+
+    async def client(seed: int) -> None:
+        key = seed
+        while time.perf_counter() < deadline:
+            key = (key * 31 + 7) % KEYS
+            begin = time.perf_counter()
+            if what == "write":
+                await runtime.propose(Transaction((Statement(PUT, (key, VALUE)),)))
+            else:
+                await runtime.read_barrier()
+                runtime.database.one("SELECT value FROM kv WHERE key = ?", (key,))
+            took.append((time.perf_counter() - begin) * 1000)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return {"per_second": round(len(took) / (time.perf_counter() - begin)), **percentiles(took)}
+
+
+async def member(directory: Path, port: int) -> None:
+    """A member that does what it reads from its standard input, one JSON command a line."""
+    keys = load_or_create_curve_keys(directory)
+    address = format_address(PeerAddress("127.0.0.1", port, port + 1, keys.public_hex))
+    runtime = ConsensusRuntime(directory / "database", lambda: ControlLane(keys, "127.0.0.1", port))
+    loop = asyncio.get_running_loop()
+    while True:
+        line = await loop.run_in_executor(None, sys.stdin.readline)
+        if not line:
+            break
+        command = json.loads(line)
+        answer: Any = None
+        match command["do"]:
+            case "address":
+                answer = address
+            case "create":
+                create_standalone(directory / "database", address=address, cluster_id=bytes(16))
+                await runtime.start()
+                await runtime.propose(Transaction((Statement(TABLE),), schema=True))
+            case "join":
+                configuration = decode_configuration(command["configuration"].encode())
+                create_joiner(
+                    directory / "database",
+                    cluster_id=bytes(16),
+                    epoch=1,
+                    member_id=command["member"],
+                    configuration=configuration,
+                )
+                await runtime.start()
+            case "members":
+                await runtime.change_configuration(decode_configuration(command["configuration"].encode()).old)
+            case "measure":
+                answer = await measure(runtime, command["what"], command["clients"], command["seconds"])
+            case "status":
+                answer = runtime.status().latency_ms
+        print(json.dumps(answer), flush=True)
+    await runtime.stop(handover=False)
+
+
+class Process:
+    """A member process."""
+
+    def __init__(self, root: Path, number: int, port: int) -> None:
+        directory = root / str(number)
+        directory.mkdir()
+        self.number = number
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--member", str(directory), "--port", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Send a command, return its answer."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("the member has no pipes")
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"member {self.number} has died")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Let it end."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def run(seconds: float) -> list[dict[str, Any]]:
+    """Return the rows of the table."""
+    base = 21000 + secrets.randbelow(2000) * 4
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as root:  # not a tmpfs: syncs must be real
+        members = [Process(Path(root), number, base + 4 * number) for number in (1, 2, 3)]
+        try:
+            addresses = [process.ask("address") for process in members]
+            first = members[0]
+            first.ask("create")
+            rows += measured(first, "one member", seconds)
+            known: tuple[Member, ...] = (Member(1, addresses[0]),)
+            for number in (2, 3):
+                known = (*known, Member(number, addresses[number - 1], Role.STANDBY))
+                text = encode_configuration(Configuration(known)).decode()
+                first.ask("members", configuration=text)
+                members[number - 1].ask("join", member=number, configuration=text)
+            voters = tuple(Member(number, addresses[number - 1]) for number in (1, 2, 3))
+            first.ask("members", configuration=encode_configuration(Configuration(voters)).decode())
+            rows += measured(first, "leader of three", seconds)
+            rows += measured(members[1], "follower of three", seconds)
+        finally:
+            for process in members:
+                process.close()
+    return rows
+
+
+def measured(process: Process, where: str, seconds: float) -> list[dict[str, Any]]:
+    """Measure one member with 1, 8 and 64 clients."""
+    rows = []
+    for what in ("write", "read"):
+        for clients in (1, 8, 64):
+            answer = process.ask("measure", what=what, clients=clients, seconds=seconds)
+            rows.append({"where": where, "what": what, "clients": clients, **answer})
+            print(
+                "{where:18} {what:6} {clients:3} clients {per_second:6}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms".format(
+                    **rows[-1]
+                )
+            )
+    return rows
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.member is not None:
+        asyncio.run(member(arguments.member, arguments.port))
+        return
+    rows = run(arguments.seconds)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

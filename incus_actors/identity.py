@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from incus_actors.errors import UnavailableError
 from incus_actors.model.transaction import Value
 
 STANDALONE_NAME = "none"
@@ -50,11 +51,11 @@ class Identity:
 
     def refresh(self) -> None:
         """Read our row again. Without a row (a join in progress) we are a standalone server for everyone else."""
-        self.member_id = self._member_id()
         try:
+            self.member_id = self._member_id()
             row = self._database().one("SELECT name, address, state FROM nodes WHERE id = ?", (self.member_id,))
-        except sqlite3.OperationalError:  # a joiner's database has no tables before its first snapshot or entries
-            row = None
+        except (sqlite3.OperationalError, UnavailableError):
+            row = None  # a joiner's database has no tables before its first entries, or is just being exchanged
         self.known = row is not None and row["state"] != 1  # pending: not yet a member
         if row is None or not self.known:
             self.name, self.address, self.state = STANDALONE_NAME, STANDALONE_ADDRESS, 0

@@ -74,7 +74,7 @@ def routes() -> list[RouteSpec]:
 
 
 def _cluster(request: web.Request) -> ClusterUseCases:
-    return cast("ClusterUseCases", gateway(request).services.cluster)
+    return gateway(request).services.cluster
 
 
 def _name(request: web.Request) -> str:
@@ -219,6 +219,9 @@ async def post_member(request: web.Request) -> web.StreamResponse:
 async def delete_member(request: web.Request) -> web.StreamResponse:
     """DELETE: take a member out; ?force=1 without asking it."""
     cluster = _cluster(request)
+    remover = await cluster.members.other_remover(_name(request))
+    if remover is not None and not caller(request).forwarded:
+        return await gateway(request).forwarder.forward(request, remover)
     removed = await cluster.members.remove(_name(request), force=flag(request, "force"))
     if removed.online:
         await cluster.leave.tell(removed)
@@ -247,7 +250,7 @@ async def get_member_state(request: web.Request) -> web.StreamResponse:
 
 async def get_groups(request: web.Request) -> web.StreamResponse:
     """GET groups: URLs, or objects with ?recursion=1."""
-    groups = _cluster(request).members.groups()
+    groups = _cluster(request).groups.groups()
     if recursion(request):
         return sync(groups)
     return sync([url_of("cluster", "groups", group.name) for group in groups])
@@ -256,32 +259,32 @@ async def get_groups(request: web.Request) -> web.StreamResponse:
 async def post_groups(request: web.Request) -> web.StreamResponse:
     """POST: create a group."""
     post = await read_json(request, ClusterGroupPost)
-    await _cluster(request).members.create_group(post)
+    await _cluster(request).groups.create(post)
     return _group_event(request, "created", post.name)
 
 
 async def get_group(request: web.Request) -> web.StreamResponse:
     """GET one group."""
-    group = _cluster(request).members.group(_name(request))
+    group = _cluster(request).groups.get(_name(request))
     return sync(group, etag=etag_of(group))
 
 
 async def put_group(request: web.Request) -> web.StreamResponse:
     """PUT: description and members."""
-    members = _cluster(request).members
+    groups = _cluster(request).groups
     put = await read_json(request, ClusterGroupPut)
-    check_etag(request, members.group(_name(request)))
-    await members.put_group(_name(request), put)
+    check_etag(request, groups.get(_name(request)))
+    await groups.put(_name(request), put)
     _group_event(request, "updated", _name(request))
     return sync()
 
 
 async def patch_group(request: web.Request) -> web.StreamResponse:
     """PATCH: what is given."""
-    members = _cluster(request).members
+    groups = _cluster(request).groups
     put = await read_json(request, ClusterGroupPut)
-    check_etag(request, members.group(_name(request)))
-    await members.patch_group(_name(request), put)
+    check_etag(request, groups.get(_name(request)))
+    await groups.patch(_name(request), put)
     _group_event(request, "updated", _name(request))
     return sync()
 
@@ -289,13 +292,13 @@ async def patch_group(request: web.Request) -> web.StreamResponse:
 async def post_group(request: web.Request) -> web.StreamResponse:
     """POST: rename."""
     post = await read_json(request, ClusterGroupPost)
-    await _cluster(request).members.rename_group(_name(request), post.name)
+    await _cluster(request).groups.rename(_name(request), post.name)
     return _group_event(request, "renamed", post.name)
 
 
 async def delete_group(request: web.Request) -> web.StreamResponse:
     """DELETE an empty group."""
-    await _cluster(request).members.delete_group(_name(request))
+    await _cluster(request).groups.delete(_name(request))
     _group_event(request, "deleted", _name(request))
     return sync()
 

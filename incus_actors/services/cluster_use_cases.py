@@ -16,6 +16,7 @@ from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.identity import Identity
 from incus_actors.services.cluster import ClusterHooks, ClusterService
+from incus_actors.services.cluster_groups import GroupsService
 from incus_actors.services.join import JoinService, ServerFacts
 from incus_actors.services.join_tokens import JoinTokens, TokenOperations
 from incus_actors.services.leave import LeaveHooks, LeaveService
@@ -36,6 +37,7 @@ class ClusterUseCases:
     join: JoinService
     leave: LeaveService
     members: MembersService
+    groups: GroupsService
     tokens: JoinTokens
     token_operations: TokenOperations
 
@@ -93,6 +95,7 @@ def build_cluster_use_cases(
         members=MembersService(
             identity=identity, consensus=consensus, database=database, heartbeats=heartbeats, actors=actors
         ),
+        groups=GroupsService(identity=identity, consensus=consensus, database=database),
         tokens=tokens,
         token_operations=TokenOperations(consensus=consensus, database=database, identity=identity, wall_ns=wall_ns),
     )

@@ -1,7 +1,7 @@
-"""Members and cluster groups as a user sees and changes them.
+"""Members as a user sees and changes them.
 
-Owns listing (roles from the live consensus configuration, status from heartbeats), updates, renames, groups, member
-state and removal; rest/cluster_routes.py calls it. Must never contact an offline member on a read path.
+Owns listing (roles from the live consensus configuration, status from heartbeats), updates, renames, member state
+and removal; rest/cluster_routes.py calls it. Must never contact an offline member on a read path.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from incus_actors.domain import transactions_members as members_tx
 from incus_actors.domain.members import (
     MemberFacts,
     assigned_roles,
-    check_group_name,
     check_member_put,
     shown_roles,
     shown_status,
 )
 from incus_actors.domain.placement import Candidate
-from incus_actors.errors import ApiError, BadRequestError, ConflictError, ForbiddenError, MemberError, NotFoundError
+from incus_actors.errors import (
+    ApiError,
+    BadRequestError,
+    ConflictError,
+    MemberError,
+    NotFoundError,
+    UnavailableError,
+)
 from incus_actors.identity import Identity
 from incus_actors.model import architectures
 from incus_actors.model.cluster import (
-    ClusterGroup,
-    ClusterGroupPost,
-    ClusterGroupPut,
     ClusterMember,
     ClusterMemberPatch,
     ClusterMemberPut,
@@ -79,19 +82,19 @@ class MembersService:
 
     def members(self) -> list[ClusterMember]:
         """Return all members in order of id. Raises BadRequestError if this server is standalone."""
-        self._require_cluster()
+        require_cluster(self._identity)
         facts = queries.members(self._database)
         return self._shown(facts, facts)
 
     def get(self, name: str) -> ClusterMember:
         """Return one member. Raises NotFoundError."""
-        self._require_cluster()
+        require_cluster(self._identity)
         facts = queries.members(self._database)
         return self._shown([_find(facts, name)], facts)[0]
 
     def id_of(self, name: str) -> int:
         """Return a member's id. Raises NotFoundError."""
-        self._require_cluster()
+        require_cluster(self._identity)
         found = queries.member_id(self._database, name)
         if found is None:
             raise NotFoundError("Cluster member not found")
@@ -151,7 +154,7 @@ class MembersService:
 
     async def put(self, name: str, put: ClusterMemberPut) -> None:
         """Replace what can be changed. Raises NotFoundError, BadRequestError, MemberError."""
-        self._require_cluster()
+        require_cluster(self._identity)
         facts = _find(queries.members(self._database), name)
         raft_roles = {member.id: member.role.value for member in self._consensus.status().configuration.target}
         groups = {group.name for group in queries.groups(self._database)}
@@ -184,7 +187,7 @@ class MembersService:
 
     async def rename(self, name: str, new: str) -> None:
         """Give a member another name. Raises NotFoundError, ConflictError if the name is taken."""
-        self._require_cluster()
+        require_cluster(self._identity)
         check_member_name(new)
         facts = _find(queries.members(self._database), name)
         await self._commit(
@@ -213,16 +216,34 @@ class MembersService:
 
     # -- removal --------------------------------------------------------------------------------------------------
 
+    async def other_remover(self, name: str) -> int | None:
+        """Return the member that must be asked instead if `name` is this one: nobody can answer for its own
+        removal. If we lead, leadership goes to somebody else first. Raises UnavailableError."""
+        if not self._identity.clustered or name != self._identity.name:
+            return None
+        if len(queries.members(self._database)) == 1:
+            return None  # refused anyway
+        if self._consensus.status().leader == self._identity.member_id:
+            await self._consensus.transfer_leadership()
+        deadline = asyncio.get_running_loop().time() + REMOVE_DEADLINE_S
+        while self._consensus.status().leader in (0, self._identity.member_id):
+            if asyncio.get_running_loop().time() > deadline:
+                raise UnavailableError("Leadership could not be handed over: no other member can take it now")
+            await asyncio.sleep(0.05)
+        return self._consensus.status().leader
+
     async def remove(self, name: str, *, force: bool) -> RemovedMember:
         """Take a member out of the cluster. Graceful: it must be empty and online.
 
         Raises NotFoundError, MemberError (500, with Incus' texts).
         """
-        self._require_cluster()
+        require_cluster(self._identity)
         everyone = queries.members(self._database)
         facts = _find(everyone, name)
         if len(everyone) == 1:
             raise MemberError("Member is the only member in the cluster")
+        if facts.id == self._identity.member_id:
+            raise MemberError("Another member must be asked to remove this one")
         online = self.online(facts.id)
         if not force:
             self._check_empty(facts)
@@ -256,97 +277,7 @@ class MembersService:
             if found:
                 raise MemberError(f"Node still has the following {what}: {', '.join(found)}")
 
-    # -- groups ---------------------------------------------------------------------------------------------------
-
-    def groups(self) -> list[ClusterGroup]:
-        """Return all groups in order of name."""
-        self._require_cluster()
-        return [
-            ClusterGroup(description=g.description, members=list(g.members), name=g.name)
-            for g in queries.groups(self._database)
-        ]
-
-    def group(self, name: str) -> ClusterGroup:
-        """Return one group. Raises NotFoundError."""
-        found = next((group for group in self.groups() if group.name == name), None)
-        if found is None:
-            raise NotFoundError("Cluster_group not found")
-        return found
-
-    async def create_group(self, post: ClusterGroupPost) -> None:
-        """Create a group. Raises BadRequestError, MemberError (500: the name is taken)."""
-        self._require_cluster()
-        check_group_name(post.name)
-        members = self._known_members(post.members)
-        outcome = await self._consensus.propose(members_tx.create_group(post.name, post.description, members))
-        if not outcome.applied:
-            raise MemberError(f'Failed to create "cluster_groups" entry: {outcome.error or outcome.label}')
-        self._nudge()
-
-    async def put_group(self, name: str, put: ClusterGroupPut) -> None:
-        """Replace description and members. Raises NotFoundError, BadRequestError."""
-        present = self.group(name)
-        members = self._known_members(put.members)
-        description = present.description if put.description is None else put.description
-        self._check_not_groupless(name, members)
-        await self._commit(
-            members_tx.update_group(name, description, members), {"gone": NotFoundError("Cluster_group not found")}
-        )
-
-    async def patch_group(self, name: str, put: ClusterGroupPut) -> None:
-        """Change what is given."""
-        present = self.group(name)
-        await self.put_group(
-            name,
-            ClusterGroupPut(
-                description=put.description, members=present.members if put.members is None else put.members
-            ),
-        )
-
-    async def rename_group(self, name: str, new: str) -> None:
-        """Rename. Raises NotFoundError, ForbiddenError, ConflictError."""
-        self.group(name)
-        if name == "default":
-            raise ForbiddenError('The "default" group cannot be renamed')
-        check_group_name(new)
-        await self._commit(
-            members_tx.rename_group(name, new),
-            {
-                "gone": NotFoundError("Cluster_group not found"),
-                "exists": ConflictError(f'Name "{new}" already in use'),
-            },
-        )
-
-    async def delete_group(self, name: str) -> None:
-        """Delete an empty group. Raises NotFoundError, ForbiddenError, MemberError."""
-        if name == "default":
-            raise ForbiddenError("The 'default' cluster group cannot be deleted")
-        self.group(name)
-        await self._commit(
-            members_tx.delete_group(name),
-            {
-                "gone": NotFoundError("Cluster_group not found"),
-                "not_empty": MemberError("Only empty cluster groups can be removed"),
-            },
-        )
-
-    def _known_members(self, names: list[str] | None) -> list[str]:
-        known = {facts.name for facts in queries.members(self._database)}
-        for name in names or ():
-            if name not in known:
-                raise NotFoundError("Cluster member not found")
-        return names or []
-
-    def _check_not_groupless(self, group: str, kept: list[str]) -> None:
-        for facts in queries.members(self._database):
-            if facts.groups == (group,) and facts.name not in kept:
-                raise BadRequestError("Cluster members need to belong to at least one group")
-
     # -- shared ---------------------------------------------------------------------------------------------------
-
-    def _require_cluster(self) -> None:
-        if not self._identity.clustered:
-            raise BadRequestError("This server is not clustered")
 
     async def _commit(self, transaction: Transaction, conflicts: Mapping[str, ApiError]) -> Outcome:
         outcome = await self._consensus.propose(transaction)
@@ -362,6 +293,12 @@ class MembersService:
         leader = self._consensus.status().leader
         if leader:
             self._actors.ref("leader/work", member=leader).tell(Nudge())
+
+
+def require_cluster(identity: Identity) -> None:
+    """Raise BadRequestError while this server is standalone."""
+    if not identity.clustered:
+        raise BadRequestError("This server is not clustered")
 
 
 def _find(facts: list[MemberFacts], name: str) -> MemberFacts:

@@ -1,0 +1,1 @@
+"""Tests of incus_actors.services."""

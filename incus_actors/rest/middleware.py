@@ -23,6 +23,7 @@ from incus_actors.security.tls import BioTLSObject
 
 if TYPE_CHECKING:
     from incus_actors.consensus.api import Consensus
+    from incus_actors.gateway.routing import Routing
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Freshness:
         except UnavailableError as reason:
             if fallback:
                 return self._stale_headers()
-            raise no_quorum(self.consensus, reason) from reason
+            raise no_quorum(self.consensus, request.app[GATEWAY].routing, reason) from reason
         self.confirmed_at = time.monotonic()
         return {}
 
@@ -132,24 +133,25 @@ class Freshness:
         return headers
 
 
-def no_quorum(consensus: Consensus, reason: UnavailableError) -> UnavailableError:
-    """Return the error of CONTRACT 18, completed by what is missing."""
+def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) -> UnavailableError:
+    """Return the error of CONTRACT 18, completed by who is missing."""
     status = consensus.status()
-    members = status.configuration.members()
     linked = {peer.id for peer in status.peers if peer.link} | {status.member_id}
     lacking = []
     for voters in status.configuration.voter_sets():
         here, needed = len(voters & linked), len(voters) // 2 + 1
         if here < needed:
-            missing = ", ".join(
-                f"member {id_} ({members[id_].address.split(' ')[0]})" for id_ in sorted(voters - linked)
-            )
+            missing = ", ".join(_named(routing, member_id) for member_id in sorted(voters - linked))
             lacking.append(f"{here} of {len(voters)} voters reachable, {needed} needed; missing {missing}")
     detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
     return UnavailableError(
         f"Failed to begin transaction: no available leader found: {detail}",
         remedy="start the missing members, or add ?consistency=stale to read what is here",
     )
+
+
+def _named(routing: Routing, member_id: int) -> str:
+    return f"{routing.name_of(member_id) or f'member {member_id}'} ({routing.address_of(member_id) or 'no address'})"
 
 
 # -- the order of things ------------------------------------------------------------------------------------------------

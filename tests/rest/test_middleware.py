@@ -316,13 +316,14 @@ async def test_reads_wait_for_a_barrier_unless_stale_is_fine(member: TestMember)
 
 async def test_without_a_quorum_reads_fail_within_a_second_and_say_what_is_missing(member: TestMember) -> None:
     member.consensus.quorum = False
+    member.database.add_member(2, "node2", "10.0.0.2:8443")
     started = time.monotonic()
     status, answer = await ask(member.unix_session(), "GET", "/1.0/things")
     assert time.monotonic() - started < 2
     assert status == 503
     assert answer["error"] == (
         "Failed to begin transaction: no available leader found: "
-        "1 of 3 voters reachable, 2 needed; missing member 2 (m2), member 3 (m3)"
+        "1 of 3 voters reachable, 2 needed; missing node2 (10.0.0.2:8443), member 3 (no address)"
     )
 
 

@@ -142,7 +142,12 @@ POOL: dict[str, dict[str, str]] = {
 }
 
 #: Keys that Incus 6.0.4 knows but its reference doesn't give the type of, or gives as text.
-DEFAULTS = {"core.remote_token_expiry": "", "limits.cpu.priority": "10", "limits.disk.priority": "5"}
+DEFAULTS = {
+    "core.bgp_asn": "0",
+    "core.remote_token_expiry": "",
+    "limits.cpu.priority": "10",
+    "limits.disk.priority": "5",
+}
 
 
 def plain_default(raw: str) -> str | None:

@@ -35,7 +35,7 @@ from incus_actors.errors import BadRequestError
 _KINDS = {"container": "containers", "virtual-machine": "virtual-machines", "custom": "custom", "image": "images"}
 _INCOMING, _DELETING = ".incoming-", ".deleting-"
 _REPORT_EVERY_S = 0.1
-_CONFIG_KEYS = {"source", "rsync.bwlimit", "rsync.compression"}
+_CONFIG_KEYS = {"source", "source.wipe", "rsync.bwlimit", "rsync.compression"}
 
 
 class DirStorage:
@@ -56,7 +56,7 @@ class DirStorage:
     def validate_pool(self, pool: PoolSpec) -> None:
         """Raise BadRequestError for config that this driver does not know."""
         for key in pool.config:
-            if key not in _CONFIG_KEYS and not key.startswith(("user.", "volatile.")):
+            if key not in _CONFIG_KEYS and not key.startswith(("user.", "volatile.", "volume.")):
                 raise BadRequestError(f'Invalid option "{key}"')
         source = pool.config.get("source", "")
         if source and (not source.startswith("/") or ".." in source.split("/")):

@@ -184,7 +184,7 @@ def _elsewhere(request: web.Request, spec: RouteSpec, gateway: Gateway, who: Cal
         return None
     if spec.forward == "target":
         name = request.query.get("target", "")
-        if not name or not gateway.identity.clustered:
+        if not name:
             return None
         member_id = gateway.routing.member_named(name)
     else:

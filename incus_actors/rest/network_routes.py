@@ -8,7 +8,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from incus_actors.rest.context import caller, gateway
-from incus_actors.rest.http import RouteSpec, all_projects, etag_of, filter_objects, project_of, recursion, sync, url_of
+from incus_actors.rest.http import RouteSpec, etag_of, filter_objects, flag, project_of, recursion, sync, url_of
 
 _PATH = "/1.0/networks"
 _ONE = "/1.0/networks/{name}"
@@ -25,7 +25,7 @@ def routes() -> list[RouteSpec]:
 
 async def get_networks(request: web.Request) -> web.StreamResponse:
     """GET /1.0/networks."""
-    project = None if all_projects(request) else project_of(request)
+    project = None if flag(request, "all-projects") else project_of(request)  # ?project= with it is ignored
     allowed = caller(request).projects if project is None else None
     found = gateway(request).services.networks.list(project)
     found = [network for network in found if allowed is None or network.project in allowed]

@@ -11,11 +11,11 @@ from incus_actors.model.resources import NamePost, ProfilePut, ProfilesPost
 from incus_actors.rest.context import caller, gateway
 from incus_actors.rest.http import (
     RouteSpec,
-    all_projects,
     check_etag,
     created,
     etag_of,
     filter_objects,
+    flag,
     project_of,
     read_json,
     recursion,
@@ -52,7 +52,7 @@ def _lifecycle(request: web.Request, action: str, name: str, **context: str) -> 
 
 async def get_profiles(request: web.Request) -> web.StreamResponse:
     """GET /1.0/profiles."""
-    project = None if all_projects(request) else project_of(request)
+    project = None if flag(request, "all-projects") else project_of(request)  # ?project= with it is ignored
     allowed = caller(request).projects if project is None else None
     found = gateway(request).services.profiles.list(project)
     found = [profile for profile in found if allowed is None or profile.project in allowed]

@@ -88,7 +88,7 @@ class ProjectService:
         config = config_keys.without_empty(post.config)
         for feature in _NEW_FEATURES:
             config.setdefault(feature, "true")
-        _check_config(config)
+        self._check_config(config)
         transaction = transactions.create_project(
             post.name, post.description or "", config, own_profiles=is_true(config["features.profiles"])
         )
@@ -113,7 +113,7 @@ class ProjectService:
             else:
                 config = config_keys.without_empty(put.config)
                 description = put.description or ""
-            _check_config(config)
+            self._check_config(config)
             lost, changed = _feature_changes(row.config, config)
             if changed and name == queries.DEFAULT_PROJECT:
                 raise BadRequestError("You can't change the features of the default project")
@@ -136,6 +136,25 @@ class ProjectService:
             await until_unchanged(attempt)
         except TransactionConflictError:
             raise BadRequestError("Features cannot be disabled on non-empty projects") from None
+
+    def _check_config(self, config: Mapping[str, str]) -> None:
+        try:
+            config_keys.validate_project_config(config)
+        except config_keys.ConfigError as error:
+            raise BadRequestError(str(error)) from None
+        for key, value in config.items():
+            wrong = f'Invalid project configuration key "{key}"'
+            pool = key.removeprefix("limits.disk.pool.")
+            if pool != key and not self._exists("storage_pools", pool):
+                raise BadRequestError(wrong)
+            if key != "restricted.cluster.groups":
+                continue
+            for group in filter(None, (item.strip() for item in value.split(","))):
+                if not self._exists("cluster_groups", group):
+                    raise BadRequestError(f'{wrong} value: Cluster group "{group}" doesn\'t exist')
+
+    def _exists(self, table: str, name: str) -> bool:
+        return bool(self._database.scalar(f"SELECT COUNT(*) FROM {table} WHERE name = ?", (name,)))
 
     def check_rename(self, name: str, post: NamePost) -> None:
         """Raise what is known before the operation "Renaming project" starts: ForbiddenError for the default one."""
@@ -187,13 +206,6 @@ def check_name(name: str) -> None:
         raise BadRequestError("Reserved project name")
     if name in {".", ".."}:
         raise BadRequestError(f'Invalid project name "{name}"')
-
-
-def _check_config(config: Mapping[str, str]) -> None:
-    try:
-        config_keys.validate_project_config(config)
-    except config_keys.ConfigError as error:
-        raise BadRequestError(str(error)) from None
 
 
 def _feature_changes(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[list[str], list[str]]:

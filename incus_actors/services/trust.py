@@ -24,6 +24,7 @@ from incus_actors.errors import (
     ClientError,
     ConflictError,
     ForbiddenError,
+    MemberError,
     NotFoundError,
 )
 from incus_actors.identity import Identity
@@ -225,7 +226,8 @@ class TrustService:
     ) -> None:
         """Replace or merge name, description, restriction and certificate; the type stays.
 
-        Raises NotFoundError, BadRequestError, PreconditionFailedError.
+        Raises NotFoundError, BadRequestError, PreconditionFailedError,
+        MemberError (500, as Incus: another entry has that certificate).
         """
 
         async def attempt() -> None:
@@ -241,8 +243,9 @@ class TrustService:
             await until_unchanged(attempt)
         except TransactionConflictError:
             raise NotFoundError("Project not found") from None
-        except DuplicateError:
-            raise ConflictError("Certificate already in trust store") from None
+        except DuplicateError as duplicate:
+            text = f'Update "certificates" entry failed: UNIQUE constraint failed: {duplicate.column}'
+            raise MemberError(text) from None
 
     async def remove(self, fingerprint: str) -> str:
         """Trust it no more; return the whole fingerprint. Raises NotFoundError, ClientError (a member's)."""

@@ -6,7 +6,7 @@ import pytest
 from service_kit import running_services
 
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
-from incus_actors.model.resources import NamePost, ProfilesPost, ProjectPut, ProjectsPost
+from incus_actors.model.resources import NamePost, PoolsPost, ProfilesPost, ProjectPut, ProjectsPost
 
 
 @pytest.fixture
@@ -122,3 +122,21 @@ async def test_state_counts_what_is_there_against_limits(kit):
     assert (found["cpu"].limit, found["cpu"].usage) == (-1, 4)
     with pytest.raises(NotFoundError, match=r"^Fetch project database object: Project not found$"):
         projects.state("nope")
+
+
+async def test_limits_name_pools_and_groups_that_exist(kit):
+    projects = kit.services.projects
+    for config, text in (
+        ({"limits.disk.pool.p": "1GB"}, 'Invalid project configuration key "limits.disk.pool.p"'),
+        (
+            {"restricted.cluster.groups": "default,g1"},
+            'Invalid project configuration key "restricted.cluster.groups" value: Cluster group "g1" doesn\'t exist',
+        ),
+    ):
+        with pytest.raises(BadRequestError) as caught:
+            await projects.create(ProjectsPost(name="pr1", config=config))
+        assert str(caught.value) == text
+    await kit.services.storage.create(PoolsPost(name="p", driver="dir"))
+    await projects.create(
+        ProjectsPost(name="pr1", config={"limits.disk.pool.p": "1GB", "restricted.cluster.groups": "default"})
+    )

@@ -13,6 +13,7 @@ from incus_actors.errors import (
     ClientError,
     ConflictError,
     ForbiddenError,
+    MemberError,
     NotFoundError,
     PreconditionFailedError,
 )
@@ -119,6 +120,10 @@ async def test_what_cannot_be_changed(kit):
         await trust.update("abc", CertificatePut())
     with pytest.raises(PreconditionFailedError):
         await trust.update(fingerprint, CertificatePut(name="x"), patch=True, expect=Seen(None))
+    other = pem_of("b")
+    await trust.add(CertificatesPost(name="b", type="client", certificate=b64(other)))
+    with pytest.raises(MemberError, match=r"^Update \"certificates\" entry failed: UNIQUE constraint failed: cert"):
+        await trust.update(fingerprint, CertificatePut(certificate=other), patch=True)
 
 
 async def test_a_token_lets_one_client_in_as_it_says(kit):

@@ -68,11 +68,10 @@ class LabCluster:
         *,
         prefix: str,
         real: bool = False,
-        subnet: str = "10.77.0",
         environment: dict[str, str] | None = None,
     ) -> LabCluster:
         """Make `count` members in namespaces, not started; `real` for Incus' own daemon. Needs root."""
-        network = NetworkLab(prefix, count, subnet)
+        network = NetworkLab(prefix, count)
         network.up()
         directory = Path(tempfile.mkdtemp(prefix=f"{prefix}-"))
         directory.chmod(0o755)  # mapped roots of unprivileged containers must pass

@@ -115,9 +115,7 @@ class Everyday:
     def run(self) -> list[Row]:
         """Form the cluster, measure everything, remove it."""
         real = self.product == "Incus"
-        cluster = LabCluster.in_namespaces(
-            3, prefix="evb" if real else "eva", real=real, subnet="10.79.3" if real else "10.79.2"
-        )
+        cluster = LabCluster.in_namespaces(3, prefix="evb" if real else "eva", real=real)
         try:
             self._form(cluster)
             leader = wait_for(cluster.leader, "a leader")
@@ -225,7 +223,7 @@ class Everyday:
 
 def elections_while_busy(product: str, seconds: float, say: Callable[[str], None]) -> Row:
     """Count changes of term in `seconds` with a busy loop on every core beside a cluster of ours."""
-    cluster = LabCluster.in_namespaces(3, prefix="evc", subnet="10.79.4")
+    cluster = LabCluster.in_namespaces(3, prefix="evc")
     loops: list[subprocess.Popen[bytes]] = []
     try:
         cluster.form()

@@ -31,9 +31,7 @@ def measure(
     """Form one cluster of `product` and run all rounds on it; it is removed at the end."""
     rng = random.Random(seed)  # noqa: S311  # moments of failure, not secrets
     real = product == "Incus"
-    cluster = LabCluster.in_namespaces(
-        members, prefix="fob" if real else "foa", real=real, subnet="10.79.1" if real else "10.79.0"
-    )
+    cluster = LabCluster.in_namespaces(members, prefix="fob" if real else "foa", real=real)
     results: list[Round] = []
     try:
         cluster.form()

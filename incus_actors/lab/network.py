@@ -7,6 +7,7 @@ interface it did not make.
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 
 BRIDGE_ADDRESS = 254
@@ -16,17 +17,27 @@ def _ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True, timeout=30)
 
 
+def free_subnet() -> str:
+    """Return the first three numbers of a /24 that no interface of this machine uses."""
+    used = subprocess.run(["ip", "-o", "-4", "addr"], check=True, capture_output=True, text=True, timeout=30).stdout
+    while True:
+        subnet = f"10.{64 + secrets.randbelow(64)}.{secrets.randbelow(256)}"
+        if f" {subnet}." not in used:
+            return subnet
+
+
 class NetworkLab:
     """`members` namespaces on one bridge: member i (from 1) has `<subnet>.<i>`.
 
-    The daemons run in the namespaces; their unix sockets are reachable from everywhere.
+    The daemons run in the namespaces; their unix sockets are reachable from everywhere. Names are made unique, so
+    that labs can run side by side.
     """
 
-    def __init__(self, prefix: str, members: int, subnet: str = "10.77.0") -> None:
+    def __init__(self, prefix: str, members: int) -> None:
         if os.geteuid() != 0:
             raise PermissionError("network namespaces need root")
-        self.prefix = prefix[:8]
-        self.subnet = subnet
+        self.prefix = f"{prefix[:3]}{secrets.token_hex(2)}x"
+        self.subnet = free_subnet()
         self.members = members
         self.bridge = f"{self.prefix}br"
 
@@ -39,8 +50,7 @@ class NetworkLab:
         return f"{self.subnet}.{member}"
 
     def up(self) -> None:
-        """Make everything; what an earlier run left behind is removed first."""
-        self.down()
+        """Make everything."""
         _ip("link", "add", self.bridge, "type", "bridge")
         _ip("addr", "add", f"{self.subnet}.{BRIDGE_ADDRESS}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
@@ -68,7 +78,7 @@ class NetworkLab:
 
     def down(self) -> None:
         """Remove everything; nothing there is fine."""
-        for member in range(1, max(self.members, 9) + 1):
+        for member in range(1, self.members + 1):
             _ip("link", "del", self._outside(member), check=False)
             _ip("netns", "del", self.namespace(member), check=False)
         _ip("link", "del", self.bridge, check=False)

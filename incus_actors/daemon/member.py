@@ -73,6 +73,11 @@ class MemberDaemon:
             self._settings, reload=self._reload, shutdown=self._shutdown_by_api, end=self._end
         )
         parts.actors.on_escalation = self._escalated
+        driver = parts.drivers.instances.info
+        log.info("instances are run by the %s driver %s", driver.name, driver.version)
+        for name, found in parts.drivers.reasons.items():
+            if not found.available:
+                log.warning("driver %s can't be used here: %s", name, found.reason)
         await parts.actors.start(parts.foundation)
         parts.consensus.subscribe_role(parts.journal.record)
         await prepare_state(parts.consensus, parts.database)

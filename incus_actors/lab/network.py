@@ -84,8 +84,11 @@ class NetworkLab:
         _ip("link", "del", self.bridge, check=False)
 
     def enter(self, member: int) -> list[str]:
-        """Return the command prefix that runs a program in a member's namespace."""
-        return ["ip", "netns", "exec", self.namespace(member)]
+        """Return the command prefix that runs a program in a member's namespace.
+
+        Not `ip netns exec`: that mounts a fresh /sys, in which no control groups are.
+        """
+        return ["nsenter", f"--net=/run/netns/{self.namespace(member)}", "--"]
 
     def _outside(self, member: int) -> str:
         return f"{self.prefix}v{member}"

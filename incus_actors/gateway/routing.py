@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from incus_actors.errors import NotFoundError
+from incus_actors.errors import NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from incus_actors.state.reader import Reader
@@ -54,6 +54,10 @@ class Routing:
         return int(found)
 
     def others(self) -> dict[int, str]:
-        """Return id → name of every other member; empty while standalone."""
+        """Return id → name of every other member; empty while standalone, and while a join exchanges the database."""
         own = self._member_id()
-        return {int(id_): str(name) for id_, name in self._database().query("SELECT id, name FROM nodes") if id_ != own}
+        try:
+            rows = self._database().query("SELECT id, name FROM nodes")
+        except UnavailableError:
+            return {}
+        return {int(id_): str(name) for id_, name in rows if id_ != own}

@@ -26,7 +26,6 @@ from incus_actors.consensus.configuration import decode_configuration
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.domain.members import MemberState, rfc3339
 from incus_actors.errors import (
-    ApiError,
     BadRequestError,
     ForbiddenError,
     MemberError,
@@ -406,5 +405,5 @@ async def _carefully(step: Callable[[], Awaitable[None]]) -> None:
     """Undo one step; what can't be undone here is undone by the leader or at the next start."""
     try:
         await step()
-    except (ApiError, OSError) as error:
-        log.warning("undoing a join: %s", error)
+    except Exception:  # one step that fails must not keep the others from being tried
+        log.exception("undoing a join")

@@ -27,13 +27,29 @@ class Snapshot:
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA query_only=ON")
 
+    def _execute(self, sql: str, params: Sequence[Value]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, params)
+        except sqlite3.OperationalError as error:
+            if str(error).startswith("no such table") and self._empty():
+                # A server that has just exchanged its database for a cluster's waits for its first entries.
+                raise UnavailableError("Daemon is starting up") from error
+            raise
+
+    def _empty(self) -> bool:
+        """Whether not even the first migration has been applied."""
+        found = self._connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'"
+        )
+        return found.fetchone() is None
+
     def query(self, sql: str, params: Sequence[Value] = ()) -> list[sqlite3.Row]:
         """Return all rows."""
-        return self._connection.execute(sql, params).fetchall()
+        return self._execute(sql, params).fetchall()
 
     def one(self, sql: str, params: Sequence[Value] = ()) -> sqlite3.Row | None:
         """Return the first row, or None."""
-        cursor = self._connection.execute(sql, params)
+        cursor = self._execute(sql, params)
         row: sqlite3.Row | None = cursor.fetchone()
         cursor.close()  # an unfinished statement would hold this read transaction open
         return row
@@ -51,7 +67,8 @@ class Snapshot:
 class Database:
     """Reads of the latest applied entry; `snapshot()` for several reads of one moment.
 
-    All methods raise sqlite3.Error for bad SQL and UnavailableError before the first `switch` and after `close`.
+    All methods raise sqlite3.Error for bad SQL, and UnavailableError before the first `switch`, after `close`, and
+    for a table that isn't there because nothing at all has been applied yet.
     """
 
     def __init__(self, path: Path | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from incus_actors.errors import UnavailableError
+from incus_actors.state.apply import Applier
 from incus_actors.state.database import Database
 
 
@@ -76,3 +77,15 @@ def test_says_so_when_there_is_nothing_to_read() -> None:
     database = Database()
     with pytest.raises(UnavailableError, match="starting up"):
         database.query("SELECT 1")
+
+
+def test_an_empty_state_is_unavailable_but_can_be_asked_what_it_has(tmp_path):
+    """A server that joins a cluster has nothing applied for a moment: that is no error of the SQL."""
+    Applier(tmp_path / "empty.db").close()
+    database = Database(tmp_path / "empty.db")
+    assert database.scalar("SELECT COUNT(*) FROM sqlite_master WHERE name = 'schema'") == 0
+    with pytest.raises(UnavailableError):
+        database.query("SELECT id FROM nodes")
+    with pytest.raises(sqlite3.OperationalError):
+        database.query("SELECT nope FROM sqlite_master")
+    database.close()

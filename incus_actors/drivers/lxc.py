@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from incus_actors.drivers import cgroups, idmap, processes
+from incus_actors.drivers import cgroups, idmap, liblxc, processes
 from incus_actors.drivers.base import (
     STOP_TIMEOUT_DEFAULT_S,
     STOPPED,
@@ -51,7 +50,8 @@ from incus_actors.drivers.lxc_config import (
 from incus_actors.drivers.lxc_running import RunningContainer
 from incus_actors.drivers.rootfs import RootfsOwners
 from incus_actors.drivers.templates import apply_pending, mark
-from incus_actors.errors import BadRequestError
+from incus_actors.errors import ApiError, BadRequestError
+from incus_actors.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,9 @@ class LxcDriver:
         self._lxc_path = _RUN / digest
         self._layout = cgroups.detect()
         self._running: dict[Path, RunningContainer] = {}
+        self._rebooting: dict[Path, tuple[RunningContainer, asyncio.Task[None]]] = {}
         self._owners = RootfsOwners()
-        self._extension = _extension_directory()
+        self._extension = liblxc.extension_directory()
         self.info = DriverInfo("lxc", "")
 
     # --- what is possible here ---
@@ -91,7 +92,7 @@ class LxcDriver:
             return Availability(False, "this kernel has no user namespaces")
         try:
             idmap.default_idmap()
-            version = self.info.version or _liblxc_version(self._extension)
+            version = self.info.version or liblxc.version(self._extension)
         except DriverError as error:
             return Availability(False, str(error))
         features = {"cgroup2": self._layout.v2 is not None, "pidfd": True, "seccomp_notify": False}
@@ -118,8 +119,13 @@ class LxcDriver:
 
     async def start(self, spec: InstanceSpec) -> RunState:
         """Start, return once init runs. Raises InstanceBusyError, BadRequestError, DriverError."""
+        await self._settled(spec)
         if self._find(spec) is not None:
             raise InstanceBusyError("The instance is already running")
+        await self._start(spec)
+        return await self.state(spec)
+
+    async def _start(self, spec: InstanceSpec) -> RunningContainer:
         await self.prepare(spec)
         _require_parents(spec)
         for line in await asyncio.to_thread(apply_pending, spec, self._owners.on_disk(spec.volume_dir)):
@@ -127,6 +133,8 @@ class LxcDriver:
         facts = await self._facts(spec)
         items = lxc_config(spec, facts)
         facts.seccomp_file.write_text(SECCOMP_POLICY)
+        facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
+        (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
         self._lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
         await self._remove_groups(spec)
         with contextlib.suppress(FileNotFoundError):
@@ -137,21 +145,22 @@ class LxcDriver:
             answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
         except DriverError as error:
             await self._remove_groups(spec, kill=True)
-            excerpt = _log_excerpt(spec.log_file)
+            excerpt = liblxc.log_excerpt(spec.log_file)
             reason = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
-        if self._adopt(spec, int(answer["pid"])) is None:
-            raise DriverError(
-                f'Instance "{spec.name}" ended right after its start', log_excerpt=_log_excerpt(spec.log_file)
-            )
-        return await self.state(spec)
+        running = self._adopt(spec, int(answer["pid"]))
+        if running is None:
+            excerpt = liblxc.log_excerpt(spec.log_file)
+            raise DriverError(f'Instance "{spec.name}" ended right after its start', log_excerpt=excerpt)
+        return running
 
     async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
         """Stop and wait until every trace is gone. Raises InstanceBusyError, StopTimeoutError."""
+        await self._settled(spec)
         running = self._find(spec)
         if running is None:
             raise InstanceBusyError("The instance is already stopped")
-        running.stopping = True
+        running.stops += 1
         try:
             if cgroups.is_frozen(self._layout, running.group):
                 await self._set_frozen(running, False)
@@ -163,7 +172,7 @@ class LxcDriver:
                 await self._halt(running)
                 await self._wait_ended(running, limit_s)
         finally:
-            running.stopping = False
+            running.stops -= 1
 
     async def _halt(self, running: RunningContainer) -> None:
         """Send the signal that init takes as shutdown, once it can hear it."""
@@ -225,6 +234,8 @@ class LxcDriver:
 
     def status(self, spec: InstanceSpec) -> RunStatus:
         """Return only the status, at once: one or two small reads."""
+        if spec.instance_dir in self._rebooting:
+            return RunStatus.RUNNING
         running = self._find(spec)
         if running is None:
             return RunStatus.STOPPED
@@ -232,6 +243,7 @@ class LxcDriver:
 
     async def state(self, spec: InstanceSpec) -> RunState:
         """Return what is true now; starts no process, reads some ten small files."""
+        await self._settled(spec)
         running = self._find(spec)
         if running is None:
             return STOPPED
@@ -258,6 +270,7 @@ class LxcDriver:
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
         """Run a command inside; returns once it runs. Raises BadRequestError, ExecError (127, 126)."""
+        await self._settled(spec)
         running = self._find(spec)
         if running is None:
             raise BadRequestError("Instance is not running")
@@ -268,7 +281,7 @@ class LxcDriver:
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
         """Call `on_exit` once when the running instance ends without `stop`. Replaces an earlier watch."""
-        running = self._find(spec)
+        running = self._watched(spec) or self._find(spec)
         if running is not None:
             running.on_exit = on_exit
         else:
@@ -276,9 +289,13 @@ class LxcDriver:
 
     def unwatch(self, spec: InstanceSpec) -> None:
         """Forget the watch."""
-        running = self._running.get(spec.instance_dir)
+        running = self._watched(spec)
         if running is not None:
             running.on_exit = None
+
+    def _watched(self, spec: InstanceSpec) -> RunningContainer | None:
+        rebooting = self._rebooting.get(spec.instance_dir)
+        return rebooting[0] if rebooting is not None else self._running.get(spec.instance_dir)
 
     # --- across restarts and names ---
 
@@ -288,6 +305,9 @@ class LxcDriver:
         for spec in specs:
             if self._find(spec) is not None:
                 alive.append(spec)
+            elif (spec.instance_dir / liblxc.REBOOT_MARKER).exists():  # it rebooted while nobody was here
+                await self._start(spec)
+                alive.append(spec)
             else:
                 await self._remove_groups(spec, kill=True)
             await asyncio.sleep(0)
@@ -295,6 +315,7 @@ class LxcDriver:
 
     async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
         """A stopped instance gets a new name or project. Raises InstanceBusyError, DriverError."""
+        await self._settled(spec)
         if self._find(spec) is not None:
             raise InstanceBusyError("Renaming of running instance not allowed")
         volume = new.volume_dir if new.volume_dir.is_dir() else spec.volume_dir
@@ -306,6 +327,7 @@ class LxcDriver:
 
     async def delete(self, spec: InstanceSpec) -> None:
         """Remove all that the driver keeps for a stopped instance (not its volume). Idempotent."""
+        await self._settled(spec)
         if self._find(spec) is not None:
             raise InstanceBusyError("The instance is running")
         await self._remove_groups(spec, kill=True)
@@ -319,6 +341,8 @@ class LxcDriver:
 
     async def close(self) -> None:
         """Free watches; instances go on."""
+        for _, task in list(self._rebooting.values()):
+            await asyncio.wait([task])
         for running in list(self._running.values()):
             running.release()
         self._running.clear()
@@ -338,14 +362,41 @@ class LxcDriver:
         return self._adopt(spec, pid) if pid else None
 
     def _adopt(self, spec: InstanceSpec, pid: int) -> RunningContainer | None:
-        running = RunningContainer.adopt(spec, container_group(self._parent, spec), pid, self._forget)
+        running = RunningContainer.adopt(spec, container_group(self._parent, spec), pid, self._container_ended)
         if running is not None:
             self._running[spec.instance_dir] = running
         return running
 
-    def _forget(self, running: RunningContainer) -> None:
-        if self._running.get(running.spec.instance_dir) is running:
-            del self._running[running.spec.instance_dir]
+    def _container_ended(self, running: RunningContainer) -> None:
+        """Called in the loop when the monitor is gone: a reboot from inside, a death, or a stop of ours."""
+        path = running.spec.instance_dir
+        if self._running.get(path) is running:
+            del self._running[path]
+        if running.stops:
+            return
+        if (path / liblxc.REBOOT_MARKER).exists():
+            task = spawn(self._reboot(running), name=f"reboot {running.spec.name}")
+            self._rebooting[path] = running, task
+        elif running.on_exit is not None:
+            running.on_exit(ExitNotice(running.spec.name, running.spec.project, running.init.pid))
+
+    async def _reboot(self, running: RunningContainer) -> None:
+        spec = running.spec
+        try:
+            again = await self._start(spec)
+            again.on_exit = running.on_exit
+        except ApiError as error:
+            log.warning("%s wanted to reboot but can't be started: %s", spec.name, error)
+            if running.on_exit is not None:
+                running.on_exit(ExitNotice(spec.name, spec.project, running.init.pid))
+        finally:
+            del self._rebooting[spec.instance_dir]
+
+    async def _settled(self, spec: InstanceSpec) -> None:
+        """Wait for a reboot that is under way."""
+        rebooting = self._rebooting.get(spec.instance_dir)
+        if rebooting is not None and rebooting[1] is not asyncio.current_task():
+            await asyncio.wait([rebooting[1]])
 
     def _require(self, spec: InstanceSpec) -> RunningContainer:
         running = self._find(spec)
@@ -368,6 +419,7 @@ class LxcDriver:
             idmapped_mounts=not spec.privileged and await self._owners.idmapped_mounts(spec.volume_dir),
             cgroup_parent=self._parent,
             seccomp_file=spec.instance_dir / "seccomp",
+            post_stop_hook=spec.instance_dir / "post-stop",
             file_sources=frozenset(source for source in sources if source and not Path(source).is_dir()),
         )
 
@@ -394,32 +446,3 @@ def _require_parents(spec: InstanceSpec) -> None:
         parent = device.get("network") or device.get("parent", "")
         if device.get("type") == "nic" and parent and not Path("/sys/class/net", parent).exists():
             raise DriverError(f'Failed to start device "{name}": Parent device "{parent}" doesn\'t exist')
-
-
-def _log_excerpt(path: Path) -> str:
-    """Return the last error lines of liblxc's log, without its time stamps and source lines."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()[-200:]
-    except OSError:
-        return ""
-    return "\n".join(line.split(" - ", 2)[-1] for line in lines if " ERROR " in line)[-2000:]
-
-
-def _extension_directory() -> Path | None:
-    found = importlib.util.find_spec("_lxc")
-    return Path(found.origin).parent if found is not None and found.origin else None
-
-
-def _liblxc_version(extension: Path) -> str:
-    import subprocess
-
-    done = subprocess.run(
-        helper_argv("lxc_helper", "version", str(extension), "0"),
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise DriverError(f"liblxc does not load: {done.stderr.strip().splitlines()[-1:]}")
-    return done.stdout.strip()

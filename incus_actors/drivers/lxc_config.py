@@ -7,6 +7,7 @@ never read the machine (facts come in as LxcMachine) nor pass on raw liblxc line
 from __future__ import annotations
 
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class LxcMachine:
     idmapped_mounts: bool  #: the root file system can be mapped at mount time
     cgroup_parent: str
     seccomp_file: Path
+    post_stop_hook: Path
     file_sources: frozenset[str] = frozenset()  #: sources of disk devices that are no directories
 
 
@@ -155,6 +157,8 @@ def lxc_config(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
         ("lxc.console.logfile", str(spec.log_dir / "console.log")),
         ("lxc.console.size", "auto"),
         ("lxc.seccomp.profile", str(facts.seccomp_file)),
+        # liblxc gives this line to a shell, so the path is quoted; the script's text is ours (POST_STOP_HOOK).
+        ("lxc.hook.post-stop", f"/bin/sh {shlex.quote(str(facts.post_stop_hook))}"),
         ("lxc.cgroup.dir.container", container_group(facts.cgroup_parent, spec)),
         ("lxc.cgroup.dir.monitor", monitor_group(facts.cgroup_parent, spec)),
         ("lxc.cgroup.dir.monitor.pivot", f"{facts.cgroup_parent}/pivot"),

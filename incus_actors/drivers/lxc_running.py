@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 
 from incus_actors.drivers import cgroups, processes
-from incus_actors.drivers.base import ExitNotice, InstanceSpec, OnExit
+from incus_actors.drivers.base import InstanceSpec, OnExit
 from incus_actors.drivers.netlink import NamespaceNetwork
 from incus_actors.drivers.processes import ProcessIdentity
 
@@ -27,15 +27,15 @@ class RunningContainer:
         group: str,
         init: ProcessIdentity,
         monitor: ProcessIdentity,
-        forget: Callable[[RunningContainer], None],
+        on_end: Callable[[RunningContainer], None],
     ) -> None:
         self.spec = spec
         self.group = group
         self.init = init
         self.monitor = monitor
         self.on_exit: OnExit | None = None
-        self.stopping = False
-        self._forget = forget
+        self.stops = 0  #: calls of `stop` under way: an end is no surprise then
+        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._init_pidfd = os.pidfd_open(init.pid)
@@ -45,7 +45,7 @@ class RunningContainer:
 
     @classmethod
     def adopt(
-        cls, spec: InstanceSpec, group: str, pid: int, forget: Callable[[RunningContainer], None]
+        cls, spec: InstanceSpec, group: str, pid: int, on_end: Callable[[RunningContainer], None]
     ) -> RunningContainer | None:
         """Take over a container by the host pid of its init; None if it is gone meanwhile."""
         init = processes.identity_of(pid)
@@ -57,12 +57,12 @@ class RunningContainer:
             # The monitor was killed: init gets its death signal any moment. Watch init alone.
             monitor = init
         try:
-            return cls(spec, group, init, monitor, forget)
+            return cls(spec, group, init, monitor, on_end)
         except ProcessLookupError:
             return None
 
     def refresh(self, layout: cgroups.CgroupLayout) -> bool:
-        """Return whether init lives; after a reboot from inside it is another process, found by its group."""
+        """Return whether init lives; if it is another process now, it is found by its group."""
         if self.ended.done():
             return False
         if self.init.alive():
@@ -105,8 +105,6 @@ class RunningContainer:
 
     def _monitor_ended(self) -> None:
         self.release()
-        self._forget(self)
         if not self.ended.done():
             self.ended.set_result(None)
-        if self.on_exit is not None and not self.stopping:
-            self.on_exit(ExitNotice(self.spec.name, self.spec.project, self.init.pid))
+        self._on_end(self)

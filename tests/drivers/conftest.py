@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from drivers_kit import Machine, stream
+
 from incus_actors.drivers.base import PoolSpec
 from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.lxc import LxcDriver

@@ -7,8 +7,10 @@ import signal
 
 import pytest
 from drivers_kit import PATH, Machine
+
 from incus_actors.drivers.base import ExecError, ExecRequest
 from incus_actors.errors import BadRequestError
+from incus_actors.tasks import spawn
 
 pytestmark = pytest.mark.real
 
@@ -30,7 +32,7 @@ async def test_stdin_passes_through_whole(machine: Machine) -> None:
         await session.stdin.drain()
         session.stdin.close()
 
-    feeder = asyncio.ensure_future(feed())
+    feeder = spawn(feed(), name="feeder")
     assert await session.stdout.read() == data
     await feeder
     assert await session.wait() == 0
@@ -57,7 +59,9 @@ async def test_what_cannot_run(machine: Machine, argv: tuple[str, ...], code: in
 async def test_signals_reach_the_process_and_give_128_plus_n(machine: Machine) -> None:
     spec = await machine.create("g1-signals")
     await machine.driver.start(spec)
-    session = await machine.driver.exec(spec, ExecRequest(("sh", "-c", "trap 'exit 7' USR1; echo up; sleep 60 & wait"), PATH))
+    session = await machine.driver.exec(
+        spec, ExecRequest(("sh", "-c", "trap 'exit 7' USR1; echo up; sleep 60 & wait"), PATH)
+    )
     assert await session.stdout.readline() == b"up\n"
     session.signal(signal.SIGUSR1)
     assert await session.wait() == 7
@@ -74,7 +78,10 @@ async def test_a_terminal_has_size_name_and_job_control(machine: Machine) -> Non
     spec = await machine.create("g1-tty")
     await machine.driver.start(spec)
     session = await machine.driver.exec(
-        spec, ExecRequest(("sh", "-c", "stty size; tty; read x; stty size; cat"), PATH, interactive=True, width=100, height=40)
+        spec,
+        ExecRequest(
+            ("sh", "-c", "stty size; tty; read x; stty size; cat"), PATH, interactive=True, width=100, height=40
+        ),
     )
     assert session.stderr is None
     assert await session.stdout.readline() == b"40 100\r\n"
@@ -138,7 +145,7 @@ async def test_nothing_of_the_daemon_is_inherited(machine: Machine) -> None:
 
 async def test_not_running(machine: Machine) -> None:
     spec = await machine.create("g1-stopped")
-    with pytest.raises(BadRequestError, match="^Instance is not running$"):
+    with pytest.raises(BadRequestError, match=r"^Instance is not running$"):
         await machine.driver.exec(spec, ExecRequest(("true",), PATH))
 
 
@@ -146,7 +153,7 @@ async def test_frozen(machine: Machine) -> None:
     spec = await machine.create("g1-frozen")
     await machine.driver.start(spec)
     await machine.driver.freeze(spec)
-    with pytest.raises(BadRequestError, match="^Instance is frozen$"):
+    with pytest.raises(BadRequestError, match=r"^Instance is frozen$"):
         await machine.driver.exec(spec, ExecRequest(("true",), PATH))
     await machine.driver.unfreeze(spec)
     assert (await machine.run(spec, "true"))[0] == 0

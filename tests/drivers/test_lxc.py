@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from drivers_kit import Machine, groups_naming, mounts_naming, processes_naming
+
 from incus_actors.drivers import cgroups, processes
 from incus_actors.drivers.base import (
     DriverError,
@@ -36,7 +39,7 @@ async def test_start_state_stop(lxc_machine: Machine) -> None:
     state = await driver.start(spec)
     assert state.status is RunStatus.RUNNING
     assert Path(f"/proc/{state.init_pid}").exists()
-    with pytest.raises(InstanceBusyError, match="^The instance is already running$"):
+    with pytest.raises(InstanceBusyError, match=r"^The instance is already running$"):
         await driver.start(spec)
     state = await driver.state(spec)
     assert state.processes >= 1
@@ -46,10 +49,15 @@ async def test_start_state_stop(lxc_machine: Machine) -> None:
     assert state.network is not None
     loopback = state.network["lo"]
     assert (loopback.state, loopback.type) == ("up", "loopback")
-    assert [(a.family, a.address, a.netmask, a.scope) for a in loopback.addresses][0] == ("inet", "127.0.0.1", "8", "local")
+    assert next((a.family, a.address, a.netmask, a.scope) for a in loopback.addresses) == (
+        "inet",
+        "127.0.0.1",
+        "8",
+        "local",
+    )
     await driver.stop(spec, force=True)
     assert (await driver.state(spec)).status is RunStatus.STOPPED
-    with pytest.raises(InstanceBusyError, match="^The instance is already stopped$"):
+    with pytest.raises(InstanceBusyError, match=r"^The instance is already stopped$"):
         await driver.stop(spec, force=True)
 
 
@@ -82,7 +90,9 @@ async def test_it_is_unprivileged(lxc_machine: Machine) -> None:
     uid = processes.status_field(state.init_pid, "Uid").split()[0]
     assert int(uid) >= 65536
     assert processes.status_field(state.init_pid, "Seccomp") == "2"
-    code, output, _ = await lxc_machine.run(spec, "sh", "-c", "cat /proc/self/uid_map; stat -c %u /etc/passwd; mknod /tmp/d b 8 0")
+    code, output, _ = await lxc_machine.run(
+        spec, "sh", "-c", "cat /proc/self/uid_map; stat -c %u /etc/passwd; mknod /tmp/d b 8 0"
+    )
     assert code == 1  # no device nodes
     first, owner = output.split(b"\n")[:2]
     assert first.split()[:2] == [b"0", uid.encode()]
@@ -142,7 +152,9 @@ async def test_a_clean_stop_times_out_with_the_words_of_incus(lxc_machine: Machi
     init.write_text("#!/bin/sh\ntrap '' PWR TERM\nwhile true; do sleep 60; done\n")
     init.chmod(0o755)
     await driver.start(spec)
-    with pytest.raises(StopTimeoutError, match='^Failed shutting down instance, status is "Running": context deadline exceeded$'):
+    with pytest.raises(
+        StopTimeoutError, match=r'^Failed shutting down instance, status is "Running": context deadline exceeded$'
+    ):
         await driver.stop(spec, timeout_s=0.2)
     assert driver.status(spec) is RunStatus.RUNNING
     assert (await lxc_machine.run(spec, "true"))[0] == 0
@@ -197,7 +209,9 @@ async def test_a_reboot_from_inside_is_no_end(lxc_machine: Machine) -> None:
     driver.watch(spec, notices.append)
     await lxc_machine.run(spec, "reboot", "-f")
     async with asyncio.timeout(15):
-        while (state := await driver.state(spec)).init_pid == first.init_pid or not processes.identity_of(state.init_pid):
+        while (state := await driver.state(spec)).init_pid == first.init_pid or not processes.identity_of(
+            state.init_pid
+        ):
             await asyncio.sleep(0.02)
     assert state.status is RunStatus.RUNNING
     assert notices == []
@@ -321,7 +335,7 @@ async def test_a_failed_start_says_why_and_leaves_nothing(lxc_machine: Machine) 
 async def test_a_missing_bridge_is_named(lxc_machine: Machine) -> None:
     spec = await lxc_machine.create("g1-nobridge")
     nic = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "g1nobr0"}}
-    with pytest.raises(DriverError, match='^Failed to start device "eth0": Parent device "g1nobr0" doesn\'t exist$'):
+    with pytest.raises(DriverError, match=r'^Failed to start device "eth0": Parent device "g1nobr0" doesn\'t exist$'):
         await lxc_machine.driver.start(replace(spec, devices=nic))
 
 
@@ -351,10 +365,12 @@ async def test_a_nic_on_a_bridge(lxc_machine: Machine) -> None:
         ip("link", "del", "g1testbr0")
 
 
-async def test_a_host_directory_as_disk(lxc_machine: Machine, tmp_path: Path) -> None:
-    shared = tmp_path / "shared dir"
+async def test_a_host_directory_as_disk(lxc_machine: Machine, request: pytest.FixtureRequest) -> None:
+    top = Path(tempfile.mkdtemp(prefix="g1-disk-", dir="/tmp"))  # root of the instance must be able to pass
+    request.addfinalizer(lambda: shutil.rmtree(top))
+    top.chmod(0o755)
+    shared = top / "shared dir"
     shared.mkdir(mode=0o755)
-    tmp_path.chmod(0o755)
     (shared / "hello").write_text("from the host\n")
     spec = await lxc_machine.create("g1-disk")
     disk = {"type": "disk", "source": str(shared), "path": "/mnt/my data", "readonly": "true"}
@@ -379,11 +395,18 @@ async def test_rename(lxc_machine: Machine) -> None:
     driver = lxc_machine.driver
     spec = await lxc_machine.create("g1-old")
     await driver.start(spec)
-    target = replace(spec, name="g1-new", instance_dir=spec.instance_dir.with_name("g1-new"), log_dir=spec.log_dir.with_name("g1-new"))
+    target = replace(
+        spec,
+        name="g1-new",
+        instance_dir=spec.instance_dir.with_name("g1-new"),
+        log_dir=spec.log_dir.with_name("g1-new"),
+    )
     with pytest.raises(InstanceBusyError, match="Renaming of running instance not allowed"):
         await driver.rename(spec, target)
     await driver.stop(spec, force=True)
-    await lxc_machine.storage.rename_volume(VolumeSpec(lxc_machine.pool, "g1-old"), VolumeSpec(lxc_machine.pool, "g1-new"))
+    await lxc_machine.storage.rename_volume(
+        VolumeSpec(lxc_machine.pool, "g1-old"), VolumeSpec(lxc_machine.pool, "g1-new")
+    )
     target = replace(target, volume_dir=spec.volume_dir.with_name("g1-new"))
     await driver.rename(spec, target)
     lxc_machine.specs.append(target)
@@ -393,7 +416,7 @@ async def test_rename(lxc_machine: Machine) -> None:
 
 async def test_bad_config_is_refused_before_anything_happens(lxc_machine: Machine) -> None:
     spec = await lxc_machine.create("g1-raw", raw_lxc="lxc.cap.drop =")
-    with pytest.raises(BadRequestError, match="raw.lxc is not supported"):
+    with pytest.raises(BadRequestError, match=r"raw\.lxc is not supported"):
         await lxc_machine.driver.start(spec)
     assert not (spec.instance_dir / "seccomp").exists()
 

@@ -22,7 +22,7 @@ from typing import Protocol, TypeAlias
 from incus_actors.clock import Clock
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
-from incus_actors.consensus.api import RoleChange
+from incus_actors.consensus.api import ConsensusStatus, RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
@@ -82,6 +82,14 @@ MaintenanceEffect: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
+class StartedNotice:
+    """Told to the main loop before anything else: consensus runs, with the state in this file."""
+
+    status: ConsensusStatus
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class AppliedNotice:
     """Told to the main loop: the state has got this far, and these topics were touched."""
 
@@ -104,7 +112,9 @@ class GenerationNotice:
     path: Path
 
 
-Notice: TypeAlias = fx.Resolve | RoleChange | fx.ConfigurationChanged | AppliedNotice | FatalNotice | GenerationNotice
+Notice: TypeAlias = (
+    StartedNotice | fx.Resolve | RoleChange | fx.ConfigurationChanged | AppliedNotice | FatalNotice | GenerationNotice
+)
 Incoming: TypeAlias = (
     ev.Propose
     | ev.ReadIndex

@@ -20,7 +20,7 @@ from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.core import Core
-from incus_actors.consensus.driver import Driver, FatalNotice, Incoming, Notice
+from incus_actors.consensus.driver import Driver, FatalNotice, Incoming, Notice, StartedNotice
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import AmnesiaError, LogStore
@@ -49,21 +49,13 @@ class EngineSettings:
     realtime: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What a started engine found."""
-
-    status: ConsensusStatus
-    state_path: Path
-
-
 class Engine:
     """One run of consensus on a directory. `tell` is called on the consensus thread and must be quick."""
 
     def __init__(self, settings: EngineSettings, tell: Callable[[Notice], None]) -> None:
         self._settings = settings
         self._tell = tell
-        self.started: Future[Started] = Future()
+        self.started: Future[None] = Future()
         self.status: ConsensusStatus | None = None
         self.inbox: Inbox[Incoming] | None = None
         self.priority = "normal"
@@ -171,6 +163,10 @@ class Engine:
             now_ms=clock.monotonic_ms(),
             wall_ms=clock.wall_ms(),
         )
+
+        def publish() -> None:
+            self._publish(core, driver, durable, lane)
+
         driver = Driver(
             core,
             log=log_thread,
@@ -183,7 +179,7 @@ class Engine:
             directory=settings.directory,
             tell=self._tell,
             drain=inbox.drain,
-            publish=lambda: self._publish(core, driver, durable, lane),
+            publish=publish,
             arm=lambda at_ms: self._arm(loop, driver, at_ms),
         )
         files = SnapshotFiles(
@@ -194,11 +190,11 @@ class Engine:
         apply_thread.start()
         try:
             await lane.start(driver)
+            status = self._publish(core, driver, durable, lane)
+            self._tell(StartedNotice(status, path))
             driver.adopt(core.log.configuration, core.log.configuration_index)
-            self._publish(core, driver, durable, lane)
             driver.tick()
-            if self.status is not None:
-                self.started.set_result(Started(self.status, path))
+            self.started.set_result(None)
             await self._until_stopped()
         except BaseException as exc:
             if self.started.done():
@@ -229,9 +225,10 @@ class Engine:
         wait_ms = at_ms - self._settings.clock.monotonic_ms()
         self._tick_timer = loop.call_at(loop.time() + wait_ms / 1000, driver.tick)
 
-    def _publish(self, core: Core, driver: Driver, durable: DurableState, lane: RaftLane) -> None:
+    def _publish(self, core: Core, driver: Driver, durable: DurableState, lane: RaftLane) -> ConsensusStatus:
         now_ms = self._settings.clock.monotonic_ms()
         if now_ms >= self._latency_at_ms:
             self._latency_at_ms = now_ms + _LATENCY_EVERY_MS
             self._latency = {name: samples.summary() for name, samples in driver.samples.items()}
         self.status = look(core, driver, durable, lane.links(), self._latency, now_ms)
+        return self.status

@@ -11,20 +11,21 @@ import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from incus_actors import tasks
 from incus_actors.clock import Clock, SystemClock
-from incus_actors.consensus import bootstrap
+from incus_actors.consensus import bootstrap, sessions
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
-from incus_actors.consensus.driver import AppliedNotice, FatalNotice, GenerationNotice, Notice
+from incus_actors.consensus.audience import ALL_TOPICS, Audience
+from incus_actors.consensus.driver import AppliedNotice, FatalNotice, GenerationNotice, Notice, StartedNotice
 from incus_actors.consensus.engine import Engine, EngineSettings
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory
 from incus_actors.consensus.priority import raise_priority
-from incus_actors.consensus.proposal_ids import ProposalIds, made_at_ms
+from incus_actors.consensus.proposal_ids import ProposalIds
 from incus_actors.consensus.resolution import no_leader, refusal
 from incus_actors.consensus.types import (
     Configuration,
@@ -45,29 +46,9 @@ from incus_actors.state.lint import check_transaction
 
 log = logging.getLogger(__name__)
 
-ALL_TOPICS = frozenset(
-    {
-        "*",
-        "certificates",
-        "config",
-        "images",
-        "instances",
-        "members",
-        "networks",
-        "profiles",
-        "projects",
-        "schema",
-        "storage",
-        "tokens",
-        "warnings",
-    }
-)  #: told after a snapshot was installed: anything may have changed
-SESSION_LIFE_MS = 24 * 3600 * 1000
-SESSION_LIMIT = 200_000
-_EXPIRE_EVERY_S = 600.0
+_EXPIRE_EVERY_S = 15.0
 _ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -95,6 +76,7 @@ class ConsensusRuntime(Consensus):
             directory, lane_factory, timing or Timing(), self._limits, self._clock, realtime
         )
         self._engine: Engine | None = None
+        self._starting: Engine | None = None
         self._status: ConsensusStatus | None = None
         self._proposals: dict[bytes, list[asyncio.Future[fx.Resolve]]] = {}
         self._requests: dict[int, list[asyncio.Future[fx.Resolve]]] = {}
@@ -104,11 +86,7 @@ class ConsensusRuntime(Consensus):
         self._outgoing: list[ev.Propose] = []
         self._read_round: list[asyncio.Future[fx.Resolve]] = []
         self._read_deadline_ms = 0
-        self._on_role: list[Callable[[RoleChange], None]] = []
-        self._on_applied: list[Callable[[Index, frozenset[str]], None]] = []
-        self._on_configuration: list[Callable[[Configuration], None]] = []
-        self._role: RoleChange | None = None
-        self._configuration: Configuration | None = None
+        self._audience = Audience()
         self._upkeep: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -125,13 +103,13 @@ class ConsensusRuntime(Consensus):
         engine = Engine(self._settings, inbox.put)
         engine.start()
         self._stopped = False
-        started = await asyncio.wrap_future(engine.started)
-        self._engine, self._status = engine, started.status
-        self.database.switch(started.state_path)
-        self._read_horizon()
-        if self._configuration != started.status.configuration:  # the first start, or the database was exchanged
-            self._configuration = started.status.configuration
-            _call(self._on_configuration, self._configuration)
+        self._starting = engine
+        try:
+            await asyncio.wrap_future(engine.started)
+        except BaseException:
+            self._engine = None
+            engine.request_stop()
+            raise
         self._upkeep = tasks.spawn(self._expire_sessions(), name="consensus-upkeep")
 
     async def stop(self, *, handover: bool = True) -> None:
@@ -160,7 +138,7 @@ class ConsensusRuntime(Consensus):
             return None if change is None else await asyncio.to_thread(change)
         finally:
             if change is not None:
-                self._role = self._configuration = None
+                self._audience.forget()
             await self.start()
 
     async def join_cluster(
@@ -349,47 +327,42 @@ class ConsensusRuntime(Consensus):
 
     def subscribe_role(self, callback: Callable[[RoleChange], None]) -> Callable[[], None]:
         """Call on every role or leader change, and once at once; returns the unsubscriber."""
-        if self._role is None and self._engine is not None:
+        if self._audience.role is None and self._engine is not None:
             status = self.status()
             now_ns = self._clock.monotonic_ms() * 1_000_000
-            self._role = RoleChange(status.role, status.term, status.leader, "startup", now_ns)
-        if self._role is not None:
-            callback(self._role)
-        return _subscribe(self._on_role, callback)
+            self._audience.role = RoleChange(status.role, status.term, status.leader, "startup", now_ns)
+        return self._audience.subscribe_role(callback)
 
     def subscribe_applied(self, callback: Callable[[Index, frozenset[str]], None]) -> Callable[[], None]:
         """Call after transactions are applied here, with their topics; returns the unsubscriber."""
-        return _subscribe(self._on_applied, callback)
+        return self._audience.subscribe_applied(callback)
 
     def subscribe_configuration(self, callback: Callable[[Configuration], None]) -> Callable[[], None]:
         """Call on every new active configuration, and once at once; returns the unsubscriber."""
-        if self._configuration is not None:
-            callback(self._configuration)
-        return _subscribe(self._on_configuration, callback)
+        return self._audience.subscribe_configuration(callback)
 
     def _receive(self, notice: Notice) -> None:
         """Take a notice of the consensus thread, on the main loop and in its order."""
         match notice:
+            case StartedNotice():  # here and not in `start`: what follows may overtake its awakening
+                self._engine, self._status = self._starting, notice.status
+                self.database.switch(notice.path)
+                self._read_horizon()
+                self._audience.tell_configuration(notice.status.configuration)
             case fx.Resolve():
                 self._resolve(notice)
             case RoleChange():
-                self._role = notice
-                _call(self._on_role, notice)
+                self._audience.tell_role(notice)
             case AppliedNotice():
-                self._applied(notice.index, notice.topics)
+                self._audience.tell_applied(notice.index, notice.topics)
             case fx.ConfigurationChanged():
-                if notice.configuration != self._configuration:
-                    self._configuration = notice.configuration
-                    _call(self._on_configuration, notice.configuration)
+                self._audience.tell_configuration(notice.configuration)
             case GenerationNotice():
                 self.database.switch(notice.path)
                 self._read_horizon()
-                self._applied(self.status().applied, ALL_TOPICS)
+                self._audience.tell_applied(self.status().applied, ALL_TOPICS)
             case FatalNotice():
                 self._fatal(notice)
-
-    def _applied(self, index: Index, topics: frozenset[str]) -> None:
-        _call(self._on_applied, index, topics)
 
     def _resolve(self, answer: fx.Resolve) -> None:
         if isinstance(answer.key, bytes):
@@ -426,39 +399,17 @@ class ConsensusRuntime(Consensus):
             except UnavailableError as exc:
                 log.info("answered proposals are not forgotten yet: %s", exc)
 
-    async def expire_sessions(self, *, life_ms: int = SESSION_LIFE_MS, limit: int = SESSION_LIMIT) -> int:
+    async def expire_sessions(self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT) -> int:
         """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
         many. Raises UnavailableError."""
         self._read_horizon()
-        if self.status().role is not RaftRole.LEADER:
+        status = self.status()
+        if status.role is not RaftRole.LEADER:
             return 0
-        cutoff_ms = self._clock.wall_ms() - life_ms
-        surplus = self.database.scalar(
-            "SELECT proposal_id FROM _sessions ORDER BY proposal_id DESC LIMIT 1 OFFSET ?", (limit,)
+        cutoff_ms = sessions.expiry_cutoff(
+            self.database, now_ms=self._clock.wall_ms(), applied=status.applied, life_ms=life_ms, limit=limit
         )
-        if surplus is not None:
-            cutoff_ms = max(cutoff_ms, made_at_ms(surplus))
-        oldest = self.database.scalar("SELECT MIN(proposal_id) FROM _sessions")
-        if oldest is None or made_at_ms(oldest) > cutoff_ms:
+        if cutoff_ms is None:
             return 0
         outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms), 10.0, self.new_proposal_id())
         return sum(outcome.changed)
-
-
-def _subscribe(callbacks: list[Callable[..., None]], callback: Callable[..., None]) -> Callable[[], None]:
-    callbacks.append(callback)
-
-    def unsubscribe() -> None:
-        if callback in callbacks:
-            callbacks.remove(callback)
-
-    return unsubscribe
-
-
-def _call(callbacks: list[Callable[P, None]], *values: P.args, **_none: P.kwargs) -> None:
-    """Tell every subscriber; one that fails must not keep the others from hearing."""
-    for callback in tuple(callbacks):
-        try:
-            callback(*values, **_none)
-        except Exception:
-            log.exception("a subscriber of consensus failed")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from incus_actors.consensus.api import RoleChange
+from incus_actors.consensus.audience import ALL_TOPICS
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.log_store import AmnesiaError, LogLockedError
-from incus_actors.consensus.runtime import ALL_TOPICS, ConsensusRuntime
+from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
 from incus_actors.errors import BadRequestError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Guard, Statement, Transaction
@@ -239,10 +240,9 @@ async def test_a_newcomer_behind_the_log_gets_a_snapshot(tmp_path: Path) -> None
         for start in range(0, 500, 100):
             await asyncio.gather(*(leader.propose(insert(n)) for n in range(start, start + 100)))
         await until(lambda: leader.status().first > 300)
-        await add(tmp_path, network, runtimes, 2, limits=limits)
-        newcomer = runtimes[2]
         topics: list[frozenset[str]] = []
-        newcomer.subscribe_applied(lambda _, told: topics.append(told))
+        await add(tmp_path, network, runtimes, 2, limits=limits, told=topics.append)
+        newcomer = runtimes[2]
         await until(lambda: newcomer.status().applied >= leader.status().commit)
         assert ALL_TOPICS in topics
         assert newcomer.database.path.name == "global-2.db"

@@ -6,7 +6,6 @@ Called by demo.py only; owns no facts of its own.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from typing import Any
 
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from incus_actors.lab.cluster import LabCluster
+
+PLAIN_WIDTH = 130
 
 CAUSES = {
     "forgot": "lost its connections to it",
@@ -25,11 +26,16 @@ CAUSES = {
 }
 
 
+LOSSES = frozenset({"forgot", "lost", "heir", "timeout"})
+
+
 class Story:
     """Tells each step when it is done."""
 
     def __init__(self, *, as_json: bool, pause_s: float) -> None:
-        self.console = Console(highlight=False, quiet=as_json, width=None if shutil.get_terminal_size() else 120)
+        self.console = Console(highlight=False, quiet=as_json)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.as_json = as_json
         self.pause_s = pause_s if self.console.is_terminal else 0.0
         self.facts: dict[str, Any] = {"steps": []}
@@ -117,8 +123,9 @@ class Story:
             return f"{who} asks for pre-votes ({cause})"
         if role == "candidate":
             return f"{who} asks for votes in term {row['term']}"
-        leader = row.get("leader_name") or row.get("leader")
-        return f"{who} follows {leader} (term {row['term']})" if leader else f"{who} forgets {victim} ({cause})"
+        if row["leader"]:
+            return f"{who} follows m{row['leader']} (term {row['term']})"
+        return f"{who} forgets {victim} ({cause})" if row["cause"] in LOSSES else f"{who} is in term {row['term']} now"
 
     def verdict(self, acknowledged: int, attempts: int, write_ms: float) -> None:
         """The last word."""

@@ -9,10 +9,11 @@ Order of effects: at most one WriteLog, first; the driver may carry out the othe
 
 from __future__ import annotations
 
-from incus_actors.consensus import candidate, compaction, follower, leader, membership, replication, snapshots
+from incus_actors.consensus import candidate, compaction, follower, leader, membership, replication, snapshots, views
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.effects import Effect, Resolve
 from incus_actors.consensus.node import NEVER, Node, Randomness
+from incus_actors.consensus.policy import MemberHealth
 from incus_actors.consensus.proposals import ProposalBook
 from incus_actors.consensus.reads import ReadQueue
 from incus_actors.consensus.reception import receive
@@ -29,7 +30,7 @@ from incus_actors.consensus.types import (
     Term,
     Timing,
 )
-from incus_actors.consensus.views import PeerView, peer_views
+from incus_actors.consensus.views import PeerView
 
 FAST_WRITES_TO_RECOVER = 3
 
@@ -329,9 +330,17 @@ class Core(Node):
         """The active configuration, committed or not."""
         return self.log.configuration
 
-    def peer_views(self) -> tuple[PeerView, ...]:
-        """Return what the leader knows about every other member; empty on everyone else."""
-        return peer_views(self)
+    def peers(self) -> tuple[PeerView, ...]:
+        """Return what the leader knows about every other member, sorted by id; empty on everyone else."""
+        return views.peers(self)
+
+    def health(self) -> dict[MemberId, MemberHealth]:
+        """Return the health of every member as policy.plan wants it; empty unless this member leads."""
+        return views.health(self)
+
+    def leading_since_ms(self) -> int | None:
+        """Return since when this member leads, None when it does not."""
+        return None if self.leadership is None else self.leadership.since_ms
 
     # -- invariants -----------------------------------------------------------------------------------------------
 

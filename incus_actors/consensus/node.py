@@ -34,7 +34,6 @@ from incus_actors.consensus.types import (
     Limits,
     MemberId,
     RaftRole,
-    Role,
     Term,
     Timing,
 )
@@ -367,22 +366,9 @@ class Node:
         """Note which voters our links reach, for heartbeat answers."""
         self.visible_voters = tuple(peer for peer in self.voting_peers() if self.link_up(peer))
 
-    def members(self) -> tuple[MemberId, ...]:
-        """Return the ids of all members of the active configuration, sorted."""
-        return tuple(self.log.configuration.members())
-
-    def peers(self) -> tuple[MemberId, ...]:
-        """Return the ids of all other members, sorted."""
-        return tuple(member for member in self.members() if member != self.id)
-
     def voting_peers(self) -> tuple[MemberId, ...]:
         """Return the ids of all other voters of either half, sorted."""
         return tuple(sorted(self.log.configuration.voters() - {self.id}))
-
-    def role_of(self, member: MemberId) -> Role | None:
-        """Return the role of a member in the active configuration, None when it is no member."""
-        found = self.log.configuration.members().get(member)
-        return None if found is None else found.role
 
     def note_digest(self, index: Index, digest: bytes) -> None:
         """Remember the digest of the state at `index`, to compare with others at the same place (3.11)."""

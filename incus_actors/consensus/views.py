@@ -32,7 +32,7 @@ class PeerView:
 CAUGHT_UP_ROUNDS = 3
 
 
-def peer_views(node: Node) -> tuple[PeerView, ...]:
+def peers(node: Node) -> tuple[PeerView, ...]:
     """Return one view per other member, sorted by id; empty unless leading."""
     if node.leadership is None:
         return ()
@@ -60,7 +60,7 @@ def health(node: Node) -> dict[MemberId, MemberHealth]:
         return {}
     found = {
         view.id: MemberHealth(view.contact_age_ms, max(0, node.commit - view.match), view.caught_up)
-        for view in peer_views(node)
+        for view in peers(node)
     }
     found[node.id] = MemberHealth(0, 0, True)
     return dict(sorted(found.items()))

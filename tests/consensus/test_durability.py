@@ -23,6 +23,18 @@ def test_r_vote_no_vote_leaves_before_it_is_durable() -> None:
     assert [e.message.granted for e in world.messages(m.VoteResponse, source=2)] == [True]
 
 
+def test_r_vote_waits_also_when_the_term_is_durable_already() -> None:
+    world = World(3)
+    world.slow_disks.add(2)
+    world.step(2, ev.Receive(envelope(world, 1, 2, m.Heartbeat(0, 0, 0, 0, b"", 0), term=4)))
+    world.complete(2)
+    world.now += 1000
+    world.step(2, ev.Receive(envelope(world, 3, 2, m.Vote(0, 0, True), term=4)))
+    assert not world.messages(m.VoteResponse, source=2)
+    world.complete(2)
+    assert [e.message.granted for e in world.messages(m.VoteResponse, source=2)] == [True]
+
+
 def test_r_vote_survives_a_restart() -> None:
     world = World(3)
     world.step(2, ev.Receive(envelope(world, 1, 2, m.Vote(0, 0, True), term=4)))

@@ -69,6 +69,17 @@ def test_a_prevote_answer_is_never_counted_as_a_vote() -> None:
     assert core.role is RaftRole.CANDIDATE
 
 
+def test_prevote_answers_of_an_earlier_round_do_not_count() -> None:
+    world = World(3)
+    core = world.cores[1]
+    while core.role is not RaftRole.PRE_CANDIDATE:
+        world.now += 10
+        world.tick(1)
+    for term in (core.term, core.term + 2):
+        world.step(1, ev.Receive(envelope(world, 2, 1, m.PreVoteResponse(True, "", 0, term), term=core.term + 1)))
+    assert core.role is RaftRole.PRE_CANDIDATE
+
+
 def test_votes_of_another_term_do_not_count() -> None:
     world = World(3)
     core = world.cores[1]

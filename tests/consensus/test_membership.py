@@ -113,6 +113,15 @@ def test_one_change_at_a_time_and_only_after_an_own_term_commit() -> None:
     assert world.status(2, 72) == "busy"
 
 
+def test_a_change_that_leaves_the_voters_alone_is_also_one_at_a_time() -> None:
+    world = World(4, roles={4: Role.SPARE})
+    world.elect(1)
+    world.isolate(1)
+    change(world, 1, with_roles(4, m4=Role.STANDBY), 70)
+    change(world, 1, with_roles(3), 71)
+    assert world.status(1, 71) == "busy"
+
+
 def test_a_truncated_change_is_undone() -> None:
     world = World(3)
     old = world.elect(1)

@@ -198,9 +198,31 @@ def test_equal_index_and_term_with_another_history_is_corruption_not_conflict() 
     with pytest.raises(FatalError, match="corrupt"):
         world.run(500)
     assert world.cores[3].last_index == before
-    assert world.cores[1].peer_views()[1].state == "excluded"
+    assert world.cores[1].peers()[1].state == "excluded"
     fatal = [e for owner, e in world.log if owner == 3 and isinstance(e, fx.Fatal)]
     assert [e.kind for e in fatal] == ["amnesia"]
+
+
+@pytest.mark.parametrize("where", ["entry", "committed"])
+def test_other_entries_where_ours_are_final_are_corruption(where: str) -> None:
+    """A different entry of the same term, or any different entry below the commit index."""
+    world = World(3)
+    leader = world.elect(1)
+    for number in range(1, 4):
+        world.propose(1, number)
+    world.settle()
+    world.run(50)
+    core = world.cores[3]
+    last = core.commit if where == "committed" else core.last_index
+    term = leader.term + 1
+    wire = m.WireEntry(term if where == "committed" else leader.term, EntryKind.SQL, 5, pid(77), b"other")
+    before = core.log.entry(last - 1)
+    message = m.Append(last - 1, before.term, before.chain, last, 1, (wire,))
+    world.sent.clear()
+    world.step(3, ev.Receive(envelope(world, 2, 3, message, term=term)))
+    world.complete(3, len(world.writes[3]))
+    assert [(e.message.ok, e.message.reason) for e in world.messages(m.AppendResponse)] == [(False, "corrupt")]
+    assert core.last_index == core.durable_index == leader.last_index
 
 
 def test_a_leader_whose_history_a_majority_contradicts_goes_itself() -> None:

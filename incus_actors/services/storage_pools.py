@@ -233,6 +233,8 @@ class StoragePoolService:
             except config_keys.ConfigError as error:
                 raise BadRequestError(str(error)) from None
             old_local = row.local.get(member_id, {})
+            if (put.config or {}).get("source") == "" and "source" in old_local:
+                local["source"] = old_local["source"]  # "" is "not given": the same preseed may come again
             if old_local.get("source", "") != local.get("source", "") and row.state is not PoolState.PENDING:
                 raise MemberError("Pool source cannot be changed when not in pending state")
             keep = patch or target is not None

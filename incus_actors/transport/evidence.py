@@ -14,6 +14,8 @@ from typing import Literal
 from incus_actors.tasks import spawn
 
 GRACE_S = 0.025  #: how long to wait for a new handshake before E1
+LATE_S = 0.01  #: a timer that fires so much late means that we were stalled
+STALLS_FORGIVEN = 2
 
 Verdict = Literal["refused", "alive", "silent"]
 
@@ -22,17 +24,23 @@ async def probe(host: str, port: int, *, timeout_s: float = GRACE_S) -> Verdict:
     """Knock at a peer's port with plain TCP.
 
     "refused": nothing listens there. "alive": something answered (ZeroMQ greets first). "silent": neither in time.
-    A connection that is accepted and then reset at once is a listener that is just dying: knock again.
+    A connection that is accepted and then reset at once is a listener that is just dying: knock again. So it is when
+    this process was late itself: its own stall says nothing about the peer.
     """
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                verdict = await _knock(host, port)
-                if verdict is not None:
-                    return verdict
-                await asyncio.sleep(0.001)
-    except TimeoutError:
-        return "silent"
+    clock = asyncio.get_running_loop().time
+    for _ in range(STALLS_FORGIVEN + 1):
+        began = clock()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    verdict = await _knock(host, port)
+                    if verdict is not None:
+                        return verdict
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            if clock() - began < timeout_s + LATE_S:
+                break
+    return "silent"
 
 
 async def _knock(host: str, port: int) -> Verdict | None:
@@ -57,7 +65,13 @@ class Link:
     """Both directions to one peer, and what was reported of them."""
 
     def __init__(
-        self, target: tuple[str, int], *, on_up: Callable[[], None], on_down: Callable[[str], None], name: str
+        self,
+        target: tuple[str, int],
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[str], None],
+        drain: Callable[[], None],
+        name: str,
     ) -> None:
         self.out_up = False
         self.in_up = False
@@ -65,11 +79,13 @@ class Link:
         self._target = target
         self._on_up = on_up
         self._on_down = on_down
+        self._drain = drain
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._flapped = False
         self._probing: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
+        self._grace_over = False
 
     @property
     def up(self) -> bool:
@@ -94,7 +110,7 @@ class Link:
         """Something broke: knock at once (an older answer proves nothing); once both are down, the grace runs."""
         if self._probing is None:
             self._probing = spawn(self._probe(), name=f"probe of {self._name}")
-        if not self.out_up and not self.in_up and self._grace is None:
+        if not self.out_up and not self.in_up and self._grace is None and not self._grace_over:
             self._grace = self._loop.call_later(GRACE_S, self._graceless)
 
     async def _probe(self) -> None:
@@ -102,13 +118,21 @@ class Link:
             verdict = await probe(*self._target)
         finally:
             self._probing = None
-        if verdict == "refused" and self.reported and not self.out_up and not self.in_up:
-            self._down("E2")
+        if verdict == "refused":
+            self._conclude("E2")
+        elif self._grace_over:
+            self._conclude("E1")
 
     def _graceless(self) -> None:
         self._grace = None
+        self._grace_over = True
+        if self._probing is None:
+            self._conclude("E1")  # else the probe, which is about to end, concludes
+
+    def _conclude(self, evidence: str) -> None:
+        self._drain()  # a new handshake may wait to be read
         if self.reported and not self.out_up and not self.in_up:
-            self._down("E1")
+            self._down(evidence)
 
     def _down(self, evidence: str) -> None:
         self.reported, self._flapped = False, False
@@ -116,6 +140,7 @@ class Link:
         self._on_down(evidence)
 
     def _calm(self) -> None:
+        self._grace_over = False
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None

@@ -126,6 +126,7 @@ class Mesh:
             target[:2],
             on_up=lambda: self._up(member),
             on_down=lambda evidence: self._down(member, evidence),
+            drain=self.drain,
             name=f"member {member} ({self._options.name})",
         )
         self._links[member] = link

@@ -293,6 +293,7 @@ async def test_only_the_asked_member_may_answer(tmp_path: Path) -> None:
         lane.send_frame(1, ActorFrame(FrameKind.REPLY, "", "", 5, 0, "", b"\xc0"))
         assert await ask(b.system.ref("remote", 1), Order("echo")) == Order("echo")
         assert not reply.done()
+        del a.system.remoting._asks[5]
 
 
 async def test_the_transport_actor_restarts_on_its_ports(tmp_path: Path) -> None:

@@ -86,10 +86,12 @@ async def test_ask_deadline_and_expired_letters() -> None:
     diary = Diary()
     async with running(diary.spec("a")) as system:
         ref = system.ref("a")
-        with pytest.raises(AskTimeoutError):
-            await ask(ref, "wait", 0.01)
+        waiting = begin(ask(ref, "wait", 0.2))
+        await until(lambda: system.tree()[1].busy_s > 0)
         with pytest.raises(AskTimeoutError):
             await ask(ref, ("child", diary.spec("never")), 0.01)  # waits behind: must not run later
+        with pytest.raises(AskTimeoutError):
+            await waiting
         cell = system.find("a")
         assert cell is not None
         assert isinstance(cell.actor, Probe)

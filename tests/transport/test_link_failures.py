@@ -88,7 +88,7 @@ async def test_silence_is_e1() -> None:
     downs: list[str] = []
     with socket.create_server((HOST, 0)) as server:  # accepts in the kernel, never greets
         target = (HOST, server.getsockname()[1])
-        link = Link(target, on_up=lambda: ups.append("up"), on_down=downs.append, name="test")
+        link = Link(target, on_up=lambda: ups.append("up"), on_down=downs.append, drain=lambda: None, name="test")
         link.changed(out_up=True)
         link.changed(in_up=True)
         assert ups == ["up"]
@@ -113,7 +113,7 @@ async def test_an_old_probe_proves_nothing_later() -> None:
     downs: list[str] = []
     with socket.create_server((HOST, 0)) as server:
         port = server.getsockname()[1]
-    link = Link((HOST, port), on_up=lambda: None, on_down=downs.append, name="test")
+    link = Link((HOST, port), on_up=lambda: None, on_down=downs.append, drain=lambda: None, name="test")
     link.changed(out_up=True, in_up=True)
     link.changed(out_up=False)  # refused, but the other direction stands
     await asyncio.sleep(0.05)
@@ -121,6 +121,22 @@ async def test_an_old_probe_proves_nothing_later() -> None:
     with socket.create_server((HOST, port)):
         link.changed(in_up=False)
         await until(lambda: downs == ["E1"])
+
+
+async def test_a_handshake_that_waits_to_be_read_beats_the_verdict() -> None:
+    """Drain before deciding: this process may have been late itself."""
+    told: list[str] = []
+    link = Link(
+        (HOST, 1),  # refused
+        on_up=lambda: told.append("up"),
+        on_down=told.append,
+        drain=lambda: link.changed(out_up=True, in_up=True),
+        name="test",
+    )
+    link.changed(out_up=True, in_up=True)
+    link.changed(out_up=False, in_up=False)
+    await asyncio.sleep(0.1)
+    assert told == ["up", "up"]
 
 
 async def test_probe() -> None:

@@ -28,10 +28,12 @@ from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
-from incus_actors.consensus.types import Configuration, Entry, Index, MemberId
+from incus_actors.consensus.types import Configuration, Entry, Index, MemberId, Term
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
+HISTORY_NAME = "consensus-history.txt"  #: what the core heard before it stopped for good
+_HISTORY = 4096
 _DISK_CHECK_MS = 1000
 
 
@@ -176,6 +178,7 @@ class Driver:
         self._armed_ms = clock.monotonic_ms()
         self._ticking = False
         self._disk_check_ms = 0
+        self._history: deque[tuple[int, str, MemberId, Term]] = deque(maxlen=_HISTORY)
         self._free_kib = 1 << 30
         self._reported_full = False
 
@@ -194,7 +197,9 @@ class Driver:
         self._stepping = True
         try:
             while self._events and not self.dead:
-                for effect in self._core.step(self._clock.monotonic_ms(), self._events.popleft()):
+                event, now_ms = self._events.popleft(), self._clock.monotonic_ms()
+                self._remember(now_ms, event)
+                for effect in self._core.step(now_ms, event):
                     self._carry_out(effect)
         except Exception as exc:
             # Whatever it was, the order of effects is broken: going on could break a promise.
@@ -391,9 +396,26 @@ class Driver:
         """Return how much waits where."""
         return {"log": self._log.depth(), "unconfirmed_writes": len(self._writes), "apply": self._state.depth()}
 
+    def _remember(self, now_ms: int, event: ev.Event) -> None:
+        """Keep what the core heard, without its content, for the time after a fail-stop."""
+        if isinstance(event, ev.Receive):
+            envelope = event.envelope
+            self._history.append((now_ms, type(envelope.message).__name__, envelope.source, envelope.term))
+        else:
+            self._history.append((now_ms, type(event).__name__, 0, 0))
+
     def die(self, reason: str, kind: str) -> None:
-        """Do nothing more, ever; the main loop is told once."""
-        if not self.dead:
-            self.dead = True
-            self._publish()
-            self._tell(FatalNotice(reason, kind))
+        """Do nothing more, ever; the main loop is told once, and the last events are written down."""
+        if self.dead:
+            return
+        self.dead = True
+        lines = [
+            f"{now_ms} {name}" + (f" from {source} in term {term}" if source else "")
+            for now_ms, name, source, term in self._history
+        ]
+        try:
+            (self._directory / HISTORY_NAME).write_text("\n".join([*lines, f"stopped: {reason}", ""]))
+        except OSError as exc:
+            reason = f"{reason} (and the history can't be written: {exc})"
+        self._publish()
+        self._tell(FatalNotice(reason, kind))

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from incus_actors.clock import Clock, SystemClock
-from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.driver import Driver, FatalNotice, Incoming, Notice, StartedNotice
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory, RaftLane
-from incus_actors.consensus.log_store import AmnesiaError, LogStore
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
+from incus_actors.consensus.opening import check_state, lay_ballast, mark_state_suspect, open_member
 from incus_actors.consensus.priority import raise_priority
-from incus_actors.consensus.snapshot_files import SnapshotFiles, sweep
+from incus_actors.consensus.snapshot_files import SnapshotFiles
 from incus_actors.consensus.types import DurableState, Limits, Timing
 from incus_actors.consensus.view import look
 from incus_actors.state.apply import Applier
@@ -108,41 +108,14 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         try:
-            store = self._open_log()
+            opened = open_member(self._settings.directory)
         except BaseException as exc:
             self.started.set_exception(exc)
             return
         try:
-            await self._with_log(store)
+            await self._serve(opened.store, opened.applier, opened.durable, opened.state_path)
         finally:
-            store.close()
-
-    def _open_log(self) -> LogStore:
-        directory = self._settings.directory
-        marker = directory / fmt.AMNESIA_NAME
-        if marker.exists():
-            raise AmnesiaError(marker.read_text().strip())
-        try:
-            return LogStore(directory)
-        except AmnesiaError as exc:
-            marker.write_text(f"{exc}\n")
-            raise
-
-    async def _with_log(self, store: LogStore) -> None:
-        path = self._settings.directory / fmt.state_name(store.generation)
-        applier: Applier | None = None
-        try:
-            if store.snapshot.index > 0 and not path.exists():
-                raise AmnesiaError(f"the state file {path.name} is missing")
-            sweep(self._settings.directory, store.generation)
-            applier = Applier(path)
-            durable = store.durable_state(applier.position.index)
-        except BaseException as exc:
-            if applier is not None:
-                applier.close()
-            self.started.set_exception(exc)
-            return
-        await self._serve(store, applier, durable, path)
+            opened.store.close()
 
     async def _serve(self, store: LogStore, applier: Applier, durable: DurableState, path: Path) -> None:
         settings, clock = self._settings, self._settings.clock
@@ -195,6 +168,7 @@ class Engine:
             driver.adopt(core.log.configuration, core.log.configuration_index)
             driver.tick()
             self.started.set_result(None)
+            self._check_disks(files, driver, path)
             await self._until_stopped()
         except BaseException as exc:
             if self.started.done():
@@ -208,6 +182,20 @@ class Engine:
             files.close()
             log_thread.stop()
             apply_thread.stop()
+
+    def _check_disks(self, files: SnapshotFiles, driver: Driver, path: Path) -> None:
+        """In the background, after the start: is every page of the state readable, is there ballast?"""
+        directory = self._settings.directory
+
+        def look_closely() -> Callable[[], None]:
+            lay_ballast(directory)
+            problem = check_state(path)
+            if problem:
+                mark_state_suspect(directory, problem)
+                return lambda: driver.die(f"{path.name} is damaged: {problem}", "fatal")
+            return lambda: None
+
+        files.begin(look_closely, lambda reason: log.error("the state file could not be checked: %s", reason))
 
     async def _until_stopped(self) -> None:
         if self._stopping is None or self.inbox is None:

@@ -354,6 +354,16 @@ class LogStore:
             raise self._failure(exc) from exc
         self.snapshot = mark
 
+    def copy_to(self, path: Path) -> None:
+        """Write everything to a new file, durable when this returns. Raises sqlite3.Error, OSError."""
+        target = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._db.backup(target)
+        finally:
+            target.close()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
     def mark_suspect(self, reason: str) -> None:
         """Leave word for the next start that a write failed (best effort, the disk is in trouble)."""
         with (self.directory / fmt.SUSPECT_NAME).open("w") as file:

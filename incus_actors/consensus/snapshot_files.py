@@ -72,7 +72,8 @@ def sweep(directory: Path, generation: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove_database(path: Path) -> None:
+def remove_database(path: Path) -> None:
+    """Remove a database file with what SQLite keeps beside it."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
@@ -150,6 +151,10 @@ class SnapshotFiles:
         if not self.closed and not self._driver.dead:
             deliver()
 
+    def begin(self, work: Callable[[], Callable[[], None]], failed: Callable[[str], None]) -> None:
+        """Run other file work (start-up checks) in line with ours."""
+        self._in_pool(work, failed)
+
     # Local compaction (R-TRUNC)
 
     def _compact(self, index: Index) -> None:
@@ -194,7 +199,7 @@ class SnapshotFiles:
     def _back_up(self, source: Path) -> Callable[[], None]:
         """On the file thread: copy the state as of one moment, durably."""
         building = self._directory / "snap-building.db"
-        _remove_database(building)
+        remove_database(building)
         reader = sqlite3.connect(f"file:{source}?mode=ro", uri=True, isolation_level=None)
         writer = sqlite3.connect(building, isolation_level=None)
         try:
@@ -303,7 +308,7 @@ class SnapshotFiles:
 
         def prepare() -> Callable[[], None]:
             self._verify(offer)
-            _remove_database(target)
+            remove_database(target)
             self._part(offer).rename(target)
             sync_directory(self._directory)
             return lambda: self._commit(effect, generation, target)
@@ -364,4 +369,4 @@ class SnapshotFiles:
 
     def _forget_generation(self, path: Path) -> None:
         if not self.closed:
-            self._pool.submit(_remove_database, path)
+            self._pool.submit(remove_database, path)

@@ -73,7 +73,7 @@ class ImagesActor(Actor):
     def __init__(self, host: Host, fetcher: ImageFetcher) -> None:
         self._host = host
         self._fetcher = fetcher
-        self._fetching: dict[str, asyncio.Task[ImageFiles]] = {}
+        self._fetching: dict[str, asyncio.Task[ImageFiles | Exception]] = {}
         self._mine: frozenset[str] = frozenset()
         self._doomed: set[str] = set()
         self._strangers: list[str] = []  #: files that no row named at the start
@@ -116,6 +116,8 @@ class ImagesActor(Actor):
     # --- fetching -------------------------------------------------------------------------------------------
 
     async def _ensure(self, fingerprint: str) -> None:
+        """The asker's state may be ahead of ours: first catch up with it."""
+        await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
         await self._fetch(fingerprint, None)
 
     async def _fetch(self, fingerprint: str, progress: Progress | None) -> ImageFiles:
@@ -125,13 +127,23 @@ class ImagesActor(Actor):
             return here
         task = self._fetching.get(fingerprint)
         if task is None:
-            task = spawn(self._transfer(fingerprint, progress), name=f"image {fingerprint[:12]}")
+            task = spawn(self._transfer_or_why_not(fingerprint, progress), name=f"image {fingerprint[:12]}")
             self._fetching[fingerprint] = task
             task.add_done_callback(lambda _task: self._fetching.pop(fingerprint, None))
         await asyncio.wait({task})
         if task.cancelled():
             raise MemberError("The image transfer was interrupted")
-        return task.result()
+        result = task.result()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def _transfer_or_why_not(self, fingerprint: str, progress: Progress | None) -> ImageFiles | Exception:
+        """Several may wait for one transfer, or nobody any more: the failure is a result."""
+        try:
+            return await self._transfer(fingerprint, progress)
+        except (ApiError, OSError) as error:
+            return error
 
     async def _transfer(self, fingerprint: str, progress: Progress | None) -> ImageFiles:
         with self._host.pins.hold(fingerprint):

@@ -1,0 +1,175 @@
+"""InstanceActor: one thing at a time, phases, what a crash leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+from instance_kit import machines, until
+
+from incus_actors.actors.host import INSTANCES_PATH
+from incus_actors.actors.instance_messages import Delete, Restart, Start, Stop
+from incus_actors.actors.instances import ActorFor
+from incus_actors.domain.instance_config import PHASE_KEY
+from incus_actors.drivers.base import DriverError, RunStatus
+from incus_actors.errors import ApiError, BadRequestError
+from incus_actors.tasks import spawn
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images with owners: run as root")
+
+
+@pytest.fixture
+async def machine(tmp_path):
+    async with machines(tmp_path) as (one,):
+        await one.add_image()
+        yield one
+
+
+async def actor(machine, name="c1"):
+    instance_id = machine.database.scalar("SELECT id FROM instances WHERE name = ?", (name,))
+    return await machine.server.actors.ref(INSTANCES_PATH).ask(ActorFor(instance_id), deadline_s=5)
+
+
+async def test_create_and_start_leave_rows_files_and_events(machine):
+    await machine.create(start=True)
+    assert machine.driver.running == {"c1": RunStatus.RUNNING}
+    assert (machine.volume("c1") / "rootfs/etc/content").read_bytes() == b"x"
+    config = machine.config("c1")
+    assert PHASE_KEY not in config
+    assert config["volatile.last_state.power"] == "RUNNING"
+    assert config["image.os"] == "Tiny"
+    assert machine.actions[-2:] == ["instance-created", "instance-started"]
+    assert machine.events[-2][2]["context"] == {"location": "none", "storage-pool": "local", "type": "container"}
+    assert machine.database.scalar("SELECT name FROM storage_volumes") == "c1"
+
+
+async def test_a_failed_create_leaves_nothing(machine):
+    machine.driver.fail["prepare"] = DriverError("no room for ids")
+    with pytest.raises(DriverError, match="no room for ids"):
+        await machine.create()
+    assert not machine.exists("c1")
+    assert not machine.volume("c1").exists()
+    assert machine.database.scalar("SELECT COUNT(*) FROM storage_volumes") == 0
+    await machine.create()  # the name is free again
+
+
+async def test_a_failed_start_keeps_the_instance(machine):
+    machine.driver.fail["start"] = DriverError("no cgroup")
+    with pytest.raises(DriverError, match="no cgroup"):
+        await machine.create(start=True)
+    assert machine.exists("c1")
+    assert machine.instances.life.get("default", "c1").status == "Stopped"
+
+
+async def test_killed_in_the_middle_of_a_create_it_is_removed_at_the_next_start(machine):
+    machine.driver.hold["prepare"] = asyncio.Event()
+    creating = spawn(machine.create(), name="test")
+    await until(lambda: "prepare c1" in machine.driver.calls)
+    assert machine.volume("c1").exists()
+    machine.driver.hold.clear()
+    await machine.restart()
+    with pytest.raises(ApiError):
+        await creating
+    await until(lambda: not machine.exists("c1"))
+    await until(lambda: not machine.volume("c1").exists())
+
+
+async def test_killed_in_the_middle_of_a_delete_it_is_finished_at_the_next_start(machine):
+    await machine.create()
+    machine.driver.hold["delete"] = asyncio.Event()
+    deleting = spawn(machine.instances.life.delete("default", "c1"), name="test")
+    await until(lambda: "delete c1" in machine.driver.calls)
+    assert machine.instances.life.get("default", "c1").status == "Error"
+    machine.driver.hold.clear()
+    await machine.restart()
+    with pytest.raises(ApiError):
+        await deleting
+    await until(lambda: not machine.exists("c1"))
+
+
+async def test_what_it_is_already_is_refused_with_incus_texts(machine):
+    await machine.create(start=True)
+    ref = await actor(machine)
+    with pytest.raises(BadRequestError, match=r"^The instance is already running$"):
+        await ref.ask(Start(), deadline_s=5)
+    await ref.ask(Stop(), deadline_s=5)
+    assert machine.actions[-1] == "instance-shutdown"
+    assert machine.config("c1")["volatile.last_state.power"] == "STOPPED"
+    for message in (Stop(), Stop(force=True), Restart()):
+        with pytest.raises(BadRequestError, match=r"^The instance is already stopped$"):
+            await ref.ask(message, deadline_s=5)
+
+
+async def test_a_forced_stop_overtakes_a_clean_one_that_hangs(machine):
+    await machine.create(start=True)
+    ref = await actor(machine)
+    machine.driver.obeys = False
+    clean = spawn(ref.ask(Stop(), deadline_s=10), name="test")
+    await until(lambda: "stop c1" in machine.driver.calls)
+    with pytest.raises(BadRequestError, match=r'^Instance is busy running a "stop" operation$'):
+        await ref.ask(Start(), deadline_s=5)
+    await ref.ask(Stop(force=True), deadline_s=5)
+    await clean
+    assert machine.driver.running == {}
+
+
+async def test_a_clean_stop_that_times_out_leaves_it_running_and_watched(machine):
+    await machine.create(start=True)
+    ref = await actor(machine)
+    machine.driver.obeys = False
+    with pytest.raises(ApiError, match="context deadline exceeded"):
+        await ref.ask(Stop(timeout_s=0.01), deadline_s=5)
+    assert "c1" in machine.driver.watches
+    await ref.ask(Restart(force=True), deadline_s=5)
+    assert machine.actions[-1] == "instance-restarted"
+    assert machine.driver.running == {"c1": RunStatus.RUNNING}
+
+
+async def test_one_that_ends_by_itself_is_recorded(machine):
+    await machine.create(start=True)
+    machine.driver.die("c1")
+    await until(lambda: machine.config("c1").get("volatile.last_state.power") == "STOPPED")
+    await until(lambda: machine.actions[-1] == "instance-shutdown")
+
+
+async def test_autorestart_gives_up_after_ten_times(machine):
+    await machine.create(start=True, config={"boot.autorestart": "true"})
+    for number in range(10):
+        starts = machine.driver.calls.count("start c1")
+        machine.driver.die("c1")
+        await until(lambda starts=starts: machine.driver.calls.count("start c1") == starts + 1)
+        await until(lambda: "c1" in machine.driver.watches), number
+    machine.driver.die("c1")
+    await until(lambda: machine.config("c1").get("volatile.last_state.power") == "STOPPED")
+    assert machine.driver.running == {}
+
+
+async def test_an_ephemeral_one_goes_away_when_it_stops(machine):
+    await machine.create(start=True, ephemeral=True)
+    ref = await actor(machine)
+    await ref.ask(Stop(), deadline_s=5)
+    assert not machine.exists("c1")
+    assert not machine.volume("c1").exists()
+    assert machine.actions[-2:] == ["instance-shutdown", "instance-deleted"]
+
+
+async def test_protected_and_running_ones_are_not_deleted(machine):
+    await machine.create(start=True, config={"security.protection.delete": "true"})
+    ref = await actor(machine)
+    with pytest.raises(BadRequestError, match=r"^Instance is protected$"):
+        await ref.ask(Delete(), deadline_s=5)
+    await machine.create("c2", start=True)
+    with pytest.raises(BadRequestError, match=r"^Instance is running$"):
+        await (await actor(machine, "c2")).ask(Delete(), deadline_s=5)
+
+
+async def test_nothing_is_done_to_an_instance_that_moved_away(machine):
+    await machine.create()
+    ref = await actor(machine)
+    await machine.execute("INSERT INTO nodes (name, address, schema, api_extensions) VALUES ('n2', 'a:1', 1, 1)")
+    await machine.execute("UPDATE instances SET node_id = (SELECT id FROM nodes WHERE name = 'n2')")
+    for message in (Start(), Delete()):
+        with pytest.raises(ApiError, match="Instance not found"):
+            await ref.ask(message, deadline_s=5)
+    assert machine.volume("c1").exists()

@@ -8,7 +8,6 @@ or cross a mount when it deletes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import tempfile
@@ -95,12 +94,12 @@ class DirStorage:
         if not path.is_dir():
             return
         await self.reconcile(pool)
-        for kind in _KINDS.values():
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    (path / kind).rmdir()
-                except OSError as error:
-                    raise DriverError(f'Storage pool "{pool.name}" is not empty: {path / kind}') from error
+        kinds = [path / kind for kind in _KINDS.values() if (path / kind).is_dir()]
+        for directory in kinds:
+            if any(True for _ in directory.iterdir()):
+                raise DriverError(f'Storage pool "{pool.name}" is not empty: {directory}')
+        for directory in kinds:
+            directory.rmdir()
         if path == self._default_path(pool):
             path.rmdir()
 

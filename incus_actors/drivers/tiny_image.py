@@ -7,13 +7,18 @@ an executor or a script.
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import io
+import lzma
 import platform
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from incus_actors.drivers.base import DriverError
 
@@ -115,9 +120,18 @@ def applet_links(busybox: Path) -> Iterator[tuple[str, str]]:
         yield applet, "busybox" if applet.startswith("bin/") else "../" * depth + "bin/busybox"
 
 
-def _tar(path: Path, compression: str) -> tarfile.TarFile:
-    mode = {"": "w", "gz": "w:gz", "xz": "w:xz", "bz2": "w:bz2"}[compression]
-    return tarfile.open(path, mode, format=tarfile.GNU_FORMAT)  # type: ignore[call-overload,no-any-return]
+@contextlib.contextmanager
+def _tar(path: Path, compression: str) -> Iterator[tarfile.TarFile]:
+    with path.open("wb") as file:
+        stream: IO[bytes] = file
+        if compression == "gz":  # tarfile's own gzip writes the time of day, and so another fingerprint
+            stream = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)  # type: ignore[assignment]
+        elif compression:
+            stream = {"xz": lzma.LZMAFile, "bz2": bz2.BZ2File}[compression](file, "wb")
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            yield archive
+        if stream is not file:
+            stream.close()
 
 
 def _add_file(archive: tarfile.TarFile, name: str, content: bytes, mode: int, mtime: int) -> None:

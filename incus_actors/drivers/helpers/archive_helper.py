@@ -179,6 +179,10 @@ class Archive:
 
 def check_squashfs(path: str) -> None:
     """Refuse device nodes; unsquashfs itself keeps names inside. Raises InvalidImageError."""
+    with open(path, "rb") as file:
+        superblock = file.read(96)
+    if len(superblock) < 96 or int.from_bytes(superblock[40:48], "little") > os.stat(path).st_size:
+        raise InvalidImageError("Invalid image: the squashfs is broken or truncated")
     try:
         with subprocess.Popen(
             ["unsquashfs", "-lln", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"

@@ -20,6 +20,7 @@ from incus_actors.consensus import bootstrap
 from incus_actors.daemon.parts import Parts, build_parts
 from incus_actors.daemon.state_setup import prepare_state
 from incus_actors.errors import ApiError
+from incus_actors.gateway.log_events import EventLogHandler
 from incus_actors.rest.app import build_app
 from incus_actors.rest.listeners import Listeners
 from incus_actors.security import certificates
@@ -96,6 +97,7 @@ class MemberDaemon:
         if joining == "confirming":
             spawn(parts.services.cluster.join.resume(), name="resume the join")
         parts.gateway.phase = "ready"
+        logging.getLogger().addHandler(EventLogHandler(parts.events))
         interval_s = service_manager.watchdog_interval_s()
         if interval_s is not None:
             spawn(self._feed_watchdog(interval_s), name="watchdog")

@@ -37,11 +37,9 @@ class EventLogHandler(logging.Handler):
 def describe(record: logging.LogRecord) -> dict[str, Any]:
     """Return what Incus puts into such an event: message, level, and the rest as texts."""
     fields = vars(record)
-    event = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}  # structlog gives a dict
-    extra = {key: value for key, value in fields.items() if key not in _STANDARD and not key.startswith("_")}
-    context = {**extra, **{k: v for k, v in event.items() if k not in ("event", "level", "timestamp")}}
+    context = {key: value for key, value in fields.items() if key not in _STANDARD and not key.startswith("_")}
     return {
-        "message": str(event.get("event", "")),
+        "message": record.getMessage(),
         "level": record.levelname.lower(),
         "context": {key: str(value) for key, value in context.items()},
     }

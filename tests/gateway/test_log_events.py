@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 
-import structlog
-
 from incus_actors.gateway.events import EventHub
 from incus_actors.gateway.log_events import EventLogHandler
 
@@ -20,10 +18,7 @@ async def test_records_become_events_while_somebody_listens() -> None:
     await asyncio.sleep(0)
     subscription = hub.subscribe(frozenset({"logging"}))
     await asyncio.to_thread(logger.warning, "disk %s is full", "sda", extra={"free": 0})
-    wrapped = structlog.wrap_logger(
-        logger, processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter], wrapper_class=structlog.BoundLogger
-    )
-    wrapped.info("started", member=3)
+    logger.info("started", extra={"member": 3})
     await asyncio.sleep(0.01)
     subscription.close()
     found = [json.loads(encoded) async for encoded in subscription]

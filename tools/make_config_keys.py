@@ -66,11 +66,15 @@ CHECKS: dict[str, dict[str, str]] = {
         "limits.memory.swap.priority": "limit:0,10",
         "migration.incremental.memory.goal": "uint32",
         "migration.incremental.memory.iterations": "uint32",
+        "raw.idmap": "raw_idmap",
         "raw.lxc": "raw_lxc",
         "security.idmap.base": "uint32",
         "security.idmap.size": "uint32",
         "snapshots.expiry": "expiry",
         "snapshots.schedule": "schedule",
+        "volatile.cloud-init.instance-id": "uuid",
+        "volatile.uuid": "uuid",
+        "volatile.uuid.generation": "uuid",
     },
     "project": {
         "backups.compression_algorithm": "compression",
@@ -79,7 +83,7 @@ CHECKS: dict[str, dict[str, str]] = {
         "limits.containers": "uint32",
         "limits.cpu": "uint32",
         "limits.disk": "size",
-        "limits.disk.pool.POOL_NAME": "size",
+        "limits.disk.pool.*": "size",
         "limits.instances": "uint32",
         "limits.memory": "size",
         "limits.networks": "uint32",
@@ -141,6 +145,15 @@ POOL: dict[str, dict[str, str]] = {
     **{f"volume.{key}": value for key, value in VOLUME.items()},
 }
 
+#: Names that the reference has otherwise than a 6.0.4 takes them.
+RENAMED = {
+    "volatile.cloud_init.instance-id": "volatile.cloud-init.instance-id",
+    "limits.disk.pool.POOL_NAME": "limits.disk.pool.*",
+}
+
+#: For virtual machines only, though the reference doesn't say so.
+MACHINE_KEYS = {"smbios11.*", "volatile.apply_nvram", "volatile.vm.definition", "volatile.vsock_id"}
+
 #: Keys that Incus 6.0.4 knows but its reference doesn't give the type of, or gives as text.
 DEFAULTS = {
     "core.bgp_asn": "0",
@@ -164,6 +177,11 @@ def entry(entity: str, key: str, data: dict[str, Any]) -> dict[str, str]:
     default = DEFAULTS.get(key, plain_default(data.get("defaultdesc", "")))
     if default:
         result["default"] = default
+    condition = data.get("condition", "")
+    if key in MACHINE_KEYS or condition == "virtual machine":
+        result["only"] = "virtual-machine"
+    elif condition.endswith("container"):
+        result["only"] = "container"
     check = CHECKS[entity].get(key)
     if check:
         result["check"] = check
@@ -176,10 +194,11 @@ def main() -> None:
     result: dict[str, dict[str, dict[str, str]]] = {}
     for entity in ENTITIES:
         keys = {k: v for group in configs[entity].values() for item in group["keys"] for k, v in item.items()}
+        keys = {RENAMED.get(key, key): value for key, value in keys.items()}
         unknown = CHECKS[entity].keys() - keys.keys()
         if unknown:
             raise SystemExit(f"checks for keys that are not in the contract: {sorted(unknown)}")
-        result[entity] = {key.replace("POOL_NAME", "*"): entry(entity, key, keys[key]) for key in sorted(keys)}
+        result[entity] = {key: entry(entity, key, keys[key]) for key in sorted(keys)}
     result["pool"] = POOL
     result["volume"] = {**VOLUME, "user.*": {"type": "string"}, "volatile.*": {"type": "string"}}
     json.dump(result, sys.stdout, indent=1, sort_keys=True)

@@ -24,13 +24,15 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """One key. `name` may end in `*` or hold `<name>`. `scope` is "local" (one member's), "global" or ""."""
+    """One key. `name` may end in `*` or hold `<name>`. `scope` is "local" (one member's), "global" or ""; `only`
+    the type of instances that have it, or ""."""
 
     name: str
     type: Literal["string", "int", "bool"]
     scope: str
     default: str
     check: str
+    only: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,14 @@ def _tables() -> dict[str, _Table]:
         exact: dict[str, KeySpec] = {}
         patterns: list[tuple[str, str, KeySpec]] = []
         for name, data in keys.items():
-            spec = KeySpec(name, data["type"], data.get("scope", ""), data.get("default", ""), data.get("check", ""))
+            spec = KeySpec(
+                name=name,
+                type=data["type"],
+                scope=data.get("scope", ""),
+                default=data.get("default", ""),
+                check=data.get("check", ""),
+                only=data.get("only", ""),
+            )
             prefix, found, suffix = name.replace("<name>", "*").partition("*")
             if found:
                 patterns.append((prefix, suffix, spec))
@@ -156,26 +165,28 @@ def _canonical_server_value(key: str, value: str) -> str:
 # -- everything else ----------------------------------------------------------------------------------------------
 
 
-def validate_instance_config(config: Mapping[str, str], *, profile: bool = False) -> None:
-    """Check an instance's or (`profile`) a profile's keys and values.
+def validate_instance_config(
+    config: Mapping[str, str], *, profile: bool = False, instance_type: str = "container"
+) -> None:
+    """Check the keys and values of an instance, or (`profile`) of a profile, which fits any type of instance.
 
     Raises ConfigError without prefix, such as `Unknown configuration key: foo.bar`; callers for instances put
-    "Invalid config: " before it.
+    "Invalid config: " or "Failed creating instance record: " before it.
     """
     for key in sorted(config):
-        if key.startswith("volatile."):
-            if profile:
-                raise ConfigError("Volatile keys can only be set on instances")
-        elif key.startswith("image."):
+        if profile and key.startswith("volatile."):
+            raise ConfigError("Volatile keys can only be set on instances")
+        if key.startswith("image."):
             if profile:
                 raise ConfigError("Image keys can only be set on instances")
             continue
         if key.startswith("limits.kernel."):
             continue
         spec = find("instance", key)
-        if spec is None:
+        if spec is None or (not profile and spec.only not in {"", instance_type}):
             raise ConfigError(f"Unknown configuration key: {key}")
-        check_value(spec, config[key])
+        if not (profile and key == "raw.idmap"):  # looked at when an instance gets it
+            check_value(spec, config[key])
 
 
 def validate_project_config(config: Mapping[str, str]) -> None:

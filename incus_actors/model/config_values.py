@@ -239,6 +239,17 @@ def _raw_lxc(value: str, _: str) -> None:
             raise ValueError(f"Invalid raw.lxc line: {line}")
 
 
+def _raw_idmap(value: str, _: str) -> None:
+    for line in filter(None, value.split("\n")):
+        if not re.match(r"(both|uid|gid) [0-9]+(-[0-9]+)? [0-9]+(-[0-9]+)?\Z", line):
+            raise ValueError(f"Invalid ID map line: {line}")
+
+
+def _uuid(value: str, _: str) -> None:
+    if not re.match(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z", value):
+        raise ValueError("Invalid UUID")
+
+
 def _schedule(value: str, _: str) -> None:
     if len(value.split(" ")) != 5 and any(w.strip() not in _SCHEDULE_ALIASES for w in value.split(",")):
         raise ValueError("Schedule must be of the form: <minute> <hour> <day-of-month> <month> <day-of-week>")
@@ -301,11 +312,13 @@ RULES: Final[dict[str, Rule]] = {
     "no_line_break": _no_line_break,
     "odd_from": _odd_from,
     "one_of": _one_of,
+    "raw_idmap": _raw_idmap,
     "raw_lxc": _raw_lxc,
     "schedule": _schedule,
     "size": _size,
     "swap": _swap,
     "uint32": _uint32,
     "uplink_subnets": _uplink_subnets,
+    "uuid": _uuid,
     "yaml_map": _yaml_map,
 }

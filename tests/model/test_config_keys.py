@@ -152,9 +152,38 @@ def test_right_profile_values():
 
 
 def test_instances_may_have_image_and_known_volatile_keys():
-    keys.validate_instance_config({"image.os": "x", "volatile.eth0.hwaddr": "x", "volatile.uuid": "y"})
+    keys.validate_instance_config(
+        {"image.os": "x", "volatile.eth0.hwaddr": "x", "volatile.last_state.power": "RUNNING"}
+    )
     with pytest.raises(keys.ConfigError, match=r"^Unknown configuration key: volatile\.nonsense$"):
         keys.validate_instance_config({"volatile.nonsense": "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("security.secureboot", "true", "Unknown configuration key: security.secureboot"),
+        ("smbios11.x", "1", "Unknown configuration key: smbios11.x"),
+        ("volatile.vsock_id", "3", "Unknown configuration key: volatile.vsock_id"),
+        ("volatile.cloud_init.instance-id", "x", "Unknown configuration key: volatile.cloud_init.instance-id"),
+        ("volatile.cloud-init.instance-id", "x", "Invalid UUID"),
+        ("volatile.uuid", "zz", "Invalid UUID"),
+        ("volatile.actors.phase", "x", "Unknown configuration key: volatile.actors.phase"),
+        ("raw.idmap", "x", "Invalid ID map line: x"),
+    ],
+)
+def test_what_a_container_cannot_have(key, value, text):
+    with pytest.raises(keys.ConfigError) as caught:
+        keys.validate_instance_config({key: value})
+    assert str(caught.value) == text
+
+
+def test_keys_of_one_type_of_instance_fit_any_profile_and_that_type():
+    keys.validate_instance_config({"security.secureboot": "true", "raw.idmap": "x"}, profile=True)
+    keys.validate_instance_config({"security.secureboot": "true"}, instance_type="virtual-machine")
+    with pytest.raises(keys.ConfigError, match="Unknown"):
+        keys.validate_instance_config({"raw.lxc": "a=b"}, instance_type="virtual-machine")
+    keys.validate_instance_config({"raw.idmap": "both 1 2\ngid 3-4 5-6", "raw.lxc": "a=b"})
 
 
 def test_projects_pools_and_members():

@@ -6,6 +6,7 @@ A full disk pauses applying (the log goes on); any other trouble stops the proce
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -17,7 +18,9 @@ from typing import TypeAlias
 from incus_actors.consensus.log_thread import JobDone
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.types import Entry
-from incus_actors.state.apply import Applier, ApplyError, Batch, is_disk_full
+from incus_actors.state.apply import Applier, Batch, is_disk_full
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH = 128
 CHECKPOINT_IDLE_BYTES = 4 << 20
@@ -105,7 +108,9 @@ class ApplyThread:
                 else:
                     self._apply(item)
                     self._checkpoint()
-            except (ApplyError, sqlite3.Error, OSError) as exc:
+            except Exception as exc:
+                # Whatever it is: no entry may be skipped, and nobody else would hear of a dead thread.
+                log.exception("applying stopped")
                 self._failed = True
                 self._post(ApplyTrouble("fatal", f"{type(exc).__name__}: {exc}"))
 

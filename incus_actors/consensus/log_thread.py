@@ -102,6 +102,13 @@ class LogThread:
 
     def _run(self) -> None:
         raise_priority()
+        try:
+            self._serve()
+        except Exception as exc:
+            log.exception("the log thread failed")
+            self._fail(0, exc)
+
+    def _serve(self) -> None:
         next_sync = time.monotonic() + WITNESS_SYNC_S
         carried: _Job | None = None
         running = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol
@@ -205,7 +205,9 @@ class Applier:
                     )
             else:
                 encoded = encode_outcome(outcome)
-            digest = blake2b(digest + record.index.to_bytes(8, "big") + encoded, digest_size=8).digest()
+            # The text of an error may differ between versions of SQLite; that it is one may not.
+            covered = encode_outcome(replace(outcome, error="")) if outcome.error else encoded
+            digest = blake2b(digest + record.index.to_bytes(8, "big") + covered, digest_size=8).digest()
             if record.proposal_id:
                 batch.results.append((record.proposal_id, outcome))
         elif record.kind not in {NOOP, CONFIG}:

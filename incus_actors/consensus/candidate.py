@@ -15,6 +15,7 @@ from incus_actors.consensus.quorum import has_majority, is_lost
 from incus_actors.consensus.types import NOBODY, HardState, MemberId, RaftRole
 
 VOTE_RETRY_MS = 100
+BAN_PATIENCE_TIMEOUTS = 3
 
 
 @dataclass(slots=True)
@@ -33,7 +34,14 @@ def may_campaign(node: Node) -> bool:
     """Return whether this member could lead at all: a voter, not burnt, with a log and a disk in order."""
     if node.stopped or node.amnesia or not node.is_voter or node.receiver.busy:
         return False
-    return node.now >= node.disk_ban_until_ms
+    return node.now >= node.disk_ban_until_ms or _nobody_better(node)
+
+
+def _nobody_better(node: Node) -> bool:
+    """A member whose disk hung lets others go first. When nobody has led for a while it may be the only one with
+    the log to win, and a disk that has finished everything is good enough."""
+    patience = BAN_PATIENCE_TIMEOUTS * node.timing.election_max_ms
+    return not node.writes and node.now - max(node.leader_heard_ms, node.led_until_ms) >= patience
 
 
 def campaign(node: Node, why: str) -> None:

@@ -146,6 +146,7 @@ class Core(Node):
             self.verified = 0
             self.election_timeout_ms = self.draw_election_timeout()
         if leadership is not None:
+            self.led_until_ms = self.now
             leadership.resign()
         self.reset_election_timer()
         if (self.role, self.term, self.leader) != before:
@@ -275,6 +276,7 @@ class Core(Node):
         self.note_digest(event.index, event.digest)
         self.proposals.applied(event.index, event.results)
         self.reads.applied()
+        self.receiver.try_install()
         compaction.consider(self)
 
     def _on_compacted(self, event: ev.Compacted) -> None:

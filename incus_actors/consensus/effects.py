@@ -116,7 +116,12 @@ class StoreSnapshotChunk:
 
 @dataclass(frozen=True, slots=True)
 class InstallSnapshot:
-    """All bytes are there: verify, switch the generation in one durable commit, report."""
+    """All bytes are there: verify, switch the generation in one durable commit, report.
+
+    The core asks only when no WriteLog is unanswered and everything handed over by Apply has been applied, and
+    asks for neither until SnapshotInstalled or SnapshotFailed. Log entries after `offer.index` are kept exactly if
+    `keep_suffix`.
+    """
 
     offer: SnapshotOffer
     keep_suffix: bool

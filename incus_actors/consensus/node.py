@@ -139,6 +139,7 @@ class Node:
         self.compacting = False
         self.campaign_waits = ""  #: why to campaign as soon as the log is written
         self.disk_ban_until_ms = 0
+        self.led_until_ms = -NEVER
         self.fast_writes = 0
 
     # -- transitions, supplied by core.py -------------------------------------------------------------------------

@@ -213,9 +213,11 @@ class SnapshotReceiver:
         self.try_install()
 
     def try_install(self) -> None:
-        """Install when all bytes are there and no write of the log is under way."""
+        """Install when all bytes are there, no write of the log is under way and nothing is being applied."""
         node, offer = self.node, self.offer
-        if offer is None or self.installing or self.stored_offset < offer.size or node.log.writing:
+        if offer is None or self.installing or self.stored_offset < offer.size:
+            return
+        if node.log.writing or node.applied < node.apply_sent:
             return
         if offer.index <= node.commit:
             self.offer = None  # entries were faster

@@ -64,14 +64,18 @@ def _prevote_refusal(node: Node, envelope: Envelope, message: PreVote) -> str:
 
 
 def _make_way(node: Node, candidate: MemberId, message: PreVote) -> None:
-    """Give a candidate that we would vote for a head start, so that two do not split the vote."""
+    """Give a candidate that we would vote for a head start, so that two do not split the vote.
+
+    Who yields to whom must look the same to everybody (so the heir does not count: views of it differ), and
+    whoever yields comes back at a random time: else all of them can go on yielding to each other for ever.
+    """
     retry = node.timing.prevote_retry_ms
     if node.role is RaftRole.PRE_CANDIDATE:
-        theirs = (message.last_term, message.last_index, candidate == node.heir, -candidate)
-        ours = (node.log.last_term, node.log.last, node.id == node.heir, -node.id)
+        theirs = (message.last_term, message.last_index, -candidate)
+        ours = (node.log.last_term, node.log.durable, -node.id)
         if theirs > ours:
             node.become_follower(node.term, NOBODY, "yielded")
-            node.set_election_deadline(node.now + retry[-1])
+            node.set_election_deadline(node.now + node.rng.randint(retry[-1], 2 * retry[-1]))
     elif node.role is RaftRole.FOLLOWER and node.leader == NOBODY:
         node.set_election_deadline(max(node.election_deadline_ms, node.now + retry[len(retry) // 2]))
 

@@ -33,6 +33,7 @@ class Chaos(World):
         self.crash_rate = self.rng.choice((0.0, 0.003, 0.006))
         self.read_floor: dict[tuple[MemberId, int], int] = {}
         self.next_read = 1
+        self.low_disk = self.rng.choice((0.0, 0.0, 0.3))
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -74,13 +75,16 @@ class Chaos(World):
         elif dice < 0.87:
             self.now += rng.choice((1, 5, 10, 30, 60))
             for each in sorted(self.cores):
+                if rng.random() < 0.02:
+                    self.step(each, ev.Stalled(rng.randint(50, 700)))
                 if rng.random() < 0.9:
-                    self.tick(each)
+                    self.tick(each, 1000 if rng.random() < self.low_disk else 1 << 30)
         elif dice < 0.90:
             self.client(member)
         elif dice < 0.90 + self.crash_rate:
             if member in self.cores:
                 self.crash(member)
+                self.rewind(member)
                 for other in sorted(self.cores):
                     if rng.random() < 0.7:
                         self.step(other, ev.LinkDown(member, rng.choice(("E1", "E2"))))
@@ -105,6 +109,12 @@ class Chaos(World):
             if leader is not None:
                 self.step(leader.id, ev.Transfer(9000 + self.now, 0))
         self.note_answers()
+
+    def rewind(self, member: MemberId) -> None:
+        """The state file is not synced: after a crash it may be older, but never older than the log begins."""
+        machine = self.machines[member]
+        target = self.rng.randint(machine.durable.snapshot.index, machine.state_index)
+        machine.applied = [entry for entry in machine.applied if entry.index <= target]
 
     def some_message(self) -> None:
         if not self.network:

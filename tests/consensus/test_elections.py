@@ -364,3 +364,14 @@ def test_a_restarted_process_under_the_same_id_introduces_itself_when_asked() ->
     world.step(3, ev.ReadIndex(1, FAR))
     world.settle()
     assert world.status(3, 1) == "applied"
+
+
+def test_members_that_yield_to_each_other_do_not_do_so_for_ever() -> None:
+    """Found by chaos: views of the heir differed, everybody yielded to somebody at the same pace."""
+    for seed in range(20):
+        world = World(5, seed=seed)
+        for member, heir in ((1, 2), (2, 3), (3, 4), (4, 5), (5, 1)):
+            world.cores[member].heir = heir
+            world.tick(member)
+        world.now += 1000
+        world.run(1000, until=lambda: world.leader() is not None)  # noqa: B023

@@ -28,7 +28,7 @@ from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
-MEMBERS_S: Final = 30.0  #: so long the other members have for their shares
+MEMBERS_S: Final = 10.0  #: so long the other members have for their shares
 _HIDDEN_PREFIX: Final = "volatile.actors."
 
 
@@ -147,7 +147,7 @@ class PoolKeeper:
         """Make our share. Raises ApiError with the driver's reason, which is also noted for other members."""
         async with self._working:
             current = self._current(row.id)
-            if current is None or self._state(current) is PoolState.CREATED:
+            if current is None or (self._state(current), current.state) == (PoolState.CREATED, PoolState.CREATED):
                 return
             if self._state(current) is PoolState.ERRORED:
                 raise MemberError(self._reason(current, self._identity.member_id))
@@ -161,7 +161,8 @@ class PoolKeeper:
         member_id = self._identity.member_id
         made = await self._backend.create(self._spec(row))
         local = {key: made[key] for key in sorted(made) if key not in row.config}
-        if self._state(row) is not PoolState.CREATED or local != row.local.get(member_id, {}):
+        done = self._state(row) is PoolState.CREATED and row.state is PoolState.CREATED
+        if not done or local != row.local.get(member_id, {}):
             await propose(self._consensus, transactions.pool_made(row.id, row.name, {member_id: local}))
 
     async def _remove(self, row: PoolRow) -> None:
@@ -210,8 +211,10 @@ class PoolKeeper:
     async def removed_everywhere(self, pool_id: int, name: str) -> None:
         """Return once no member has a share, and the pool is gone. Raises MemberError."""
         row = self._current(pool_id)
-        if row is not None:
+        if row is not None and row.members:
             await self._remove(row)
+        elif row is not None:  # every member that had a share has left the cluster
+            await propose(self._consensus, transactions.forget_pool(pool_id))
         await self._until(pool_id, None)
 
     async def _until(self, pool_id: int, wanted: PoolState | None) -> None:
@@ -230,8 +233,8 @@ class PoolKeeper:
                 return
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                missing = min(id_ for id_, state in row.members.items() if state is not wanted)
-                raise MemberError(f"peer node {self._address(missing)} is down")
+                missing = [id_ for id_, state in row.members.items() if state is not wanted]
+                raise MemberError(f"peer node {self._address(missing[0]) if missing else '?'} is down")
             try:
                 await asyncio.wait_for(self._wake.wait(), left_s)
             except TimeoutError:

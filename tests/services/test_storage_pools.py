@@ -187,3 +187,19 @@ async def test_after_a_join_the_share_of_every_pool_is_made(kit):
     kit.pools.made.clear()
     await kit.keeper.own_pools_ready()
     assert list(kit.pools.made) == ["p1"]
+
+
+async def test_members_that_leave_hold_nothing_up(kit):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    for name in ("node1", "node2"):
+        await storage.create(post(), name)
+    with pytest.raises(MemberError, match=r"is down$"):
+        await storage.create(post())
+    await kit.sql("DELETE FROM nodes WHERE id = 2")
+    await storage.create(post())
+    assert storage.get("p1").status == "Created"
+    await kit.sql("DELETE FROM storage_pools_nodes")
+    await storage.delete("p1")
+    assert storage.list() == []

@@ -202,7 +202,7 @@ def check_squashfs(path: str) -> None:
 def parse_metadata(content: bytes | None, directory: str) -> Fields:
     """Return metadata.yaml as fields. Raises InvalidImageError."""
     if content is None:
-        raise InvalidImageError("Invalid image: metadata.yaml is missing")
+        raise InvalidImageError("Metadata tarball is missing metadata.yaml")
     sys.path.append(directory)
     import yaml
 
@@ -258,8 +258,10 @@ def whole(value: Any, name: str, *, required: bool) -> int:
     """Return seconds since the epoch."""
     if value is None and not required:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40 or (required and not value):
-        raise InvalidImageError(f'Invalid image: "{name}" is missing or wrong in metadata.yaml')
+    if required and not value:
+        raise InvalidImageError("Missing creation date")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
+        raise InvalidImageError(f'Invalid image: "{name}" is wrong in metadata.yaml')
     return value
 
 
@@ -268,7 +270,7 @@ def architecture(value: Any) -> str:
     for name, aliases in ARCHITECTURES.items():
         if value == name or value in aliases:
             return name
-    raise InvalidImageError(f"Invalid image: architecture {value!r} in metadata.yaml is not known")
+    raise InvalidImageError(f"Architecture isn't supported: {'' if value is None else str(value)[:64]}")
 
 
 def validate(fields: Fields) -> Fields:

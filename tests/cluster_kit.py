@@ -244,6 +244,7 @@ class Server:
         self.neighbours[self.address] = self
         if self.resumed == "confirming":
             await self.cases.join.resume()
+        await self.cases.leave.start()
         if self.identity.clustered:
             await self.cases.bootstrap.ensure_announced()
 
@@ -306,7 +307,7 @@ class Server:
         database = self.directory / "database"
 
         def start_over() -> None:
-            database.replace(self.directory / "removed")
+            database.replace(self.directory / f"removed.{len(self.done)}")
             bootstrap.create_standalone(database, address="")
 
         await self.consensus.restart(start_over)

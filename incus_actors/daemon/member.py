@@ -94,8 +94,12 @@ class MemberDaemon:
         await listeners.start()
         await self._reload()
         await listeners.open_unix(self._settings.unix_socket, group=self._settings.group, passed=passed.get("unix"))
+        cluster = parts.services.cluster
+        await cluster.leave.start()
         if joining == "confirming":
-            spawn(parts.services.cluster.join.resume(), name="resume the join")
+            spawn(cluster.join.resume(), name="resume the join")
+        elif parts.identity.clustered:
+            await cluster.bootstrap.ensure_announced()  # a bootstrap that was killed half-way
         parts.gateway.phase = "ready"
         logging.getLogger().addHandler(EventLogHandler(parts.events))
         interval_s = service_manager.watchdog_interval_s()

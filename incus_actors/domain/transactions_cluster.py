@@ -6,7 +6,7 @@ Pure: ids come from the database, times and secrets are parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from incus_actors.domain.members import MemberState
@@ -47,6 +47,14 @@ def _set_server_config(member: str, parameters: tuple[Value, ...], key: str, val
         f"INSERT INTO node_server_config (node_id, key, value) VALUES ({member}, ?, ?)"
         " ON CONFLICT (node_id, key) DO UPDATE SET value = excluded.value",
         (*parameters, key, value),
+    )
+
+
+def set_server_config(member_id: int, values: Mapping[str, str]) -> Transaction:
+    """Set keys that belong to one member."""
+    return Transaction(
+        statements=tuple(_set_server_config("?", (member_id,), key, values[key]) for key in sorted(values)),
+        topics=("config",),
     )
 
 

@@ -137,9 +137,9 @@ class ClusterService:
         address = self.check_bootstrap(put)
         server = self.server_certificate()
         member_id = self._consensus.member_id
-        if certificates.load_pair(self._directory, certificates.CLUSTER) is None:
-            pair = certificates.make_certificate(self._hostname)
-            certificates.write_pair(self._directory, certificates.CLUSTER, *pair)
+        # Always a new one: what may lie there is of another cluster, or of a try that was killed.
+        pair = certificates.make_certificate(self._hostname)
+        certificates.write_pair(self._directory, certificates.CLUSTER, *pair)
         try:
             transport = await self._hooks.open_lanes(address)
             trusted = cluster_tx.TrustedServer(put.server_name, server.fingerprint, server.certificate_pem)

@@ -91,7 +91,15 @@ def build_cluster_use_cases(
             config=config,
             wall_ns=wall_ns,
         ),
-        leave=LeaveService(directory=directory, identity=identity, peers=peers, hooks=hooks),
+        leave=LeaveService(
+            directory=directory,
+            identity=identity,
+            consensus=consensus,
+            database=database,
+            peers=peers,
+            hooks=hooks,
+            config=config,
+        ),
         members=MembersService(
             identity=identity, consensus=consensus, database=database, heartbeats=heartbeats, actors=actors
         ),

@@ -10,6 +10,7 @@ from cluster_kit import Server, servers, until
 from incus_actors.errors import ApiError, ConflictError, MemberError, NotFoundError
 from incus_actors.model.cluster import ClusterMemberPatch, ClusterMemberPut
 from incus_actors.model.transaction import Statement, Transaction
+from incus_actors.security import certificates
 
 
 @pytest.fixture
@@ -180,12 +181,38 @@ async def test_a_removed_member_is_a_standalone_server_that_may_join_again(pair)
     removed = await first.cases.members.remove("node2", force=False)
     assert (removed.member_id, removed.online) == (2, True)
     await first.cases.leave.tell(removed)
+    assert "become_standalone" in second.done
     assert not second.identity.clustered
     assert [m.server_name for m in first.cases.members.members()] == ["node1"]
     assert first.consensus.status().configuration.members().keys() == {1}
     assert first.database.scalar("SELECT COUNT(*) FROM certificates") == 1
     await second.join(first, "node2")
     assert second.identity.member_id == 3, "an id is never used twice"
+
+
+async def test_a_member_learns_of_its_removal_from_the_log(tmp_path):
+    async with servers(tmp_path, 3, clustered=True) as (first, second, third):
+        await until(lambda: sum("database" in m.roles for m in third.cases.members.members()) == 3)
+        await first.cases.members.remove("node2", force=False)
+        await until(lambda: second.consensus.member_id == 1 and "become_standalone" in second.done)
+        await until(lambda: certificates.load_pair(second.directory, "cluster") is None)
+        assert not second.identity.clustered
+        kept = "SELECT value FROM node_server_config WHERE node_id = 1 AND key = 'core.https_address'"
+        await until(lambda: second.database.scalar(kept) == second.address)
+        await second.join(first, "node2")
+        assert second.identity.member_id == 4
+
+
+async def test_a_member_removed_by_force_while_it_was_away(tmp_path):
+    """It can't hear of it, so it stays what it is until it is told."""
+    async with servers(tmp_path, 3, clustered=True) as (first, second, third):
+        await until(lambda: sum("database" in m.roles for m in third.cases.members.members()) == 3)
+        second.cut_off()
+        removed = await first.cases.members.remove("node2", force=True)
+        second.cut_off(False)
+        await first.cases.leave.tell(removed)
+        await until(lambda: not second.identity.clustered)
+        assert "become_standalone" in second.done
 
 
 async def test_a_server_that_is_still_a_member_is_not_reset(pair):

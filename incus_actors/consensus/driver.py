@@ -15,19 +15,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from incus_actors.clock import Clock
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
-from incus_actors.consensus.api import ConsensusStatus, RoleChange
+from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
+from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Incoming, Notice
 from incus_actors.consensus.types import Configuration, Entry, Index, MemberId, Term
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
@@ -80,54 +80,6 @@ class Maintenance(Protocol):
 
 MaintenanceEffect: TypeAlias = (
     fx.Compact | fx.TakeSnapshot | fx.ReadSnapshotChunk | fx.StoreSnapshotChunk | fx.InstallSnapshot
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StartedNotice:
-    """Told to the main loop before anything else: consensus runs, with the state in this file."""
-
-    status: ConsensusStatus
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedNotice:
-    """Told to the main loop: the state has got this far, and these topics were touched."""
-
-    index: Index
-    topics: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class FatalNotice:
-    """Told to the main loop: consensus has stopped for good."""
-
-    reason: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationNotice:
-    """Told to the main loop: the state is in another file now."""
-
-    path: Path
-
-
-Notice: TypeAlias = (
-    StartedNotice | fx.Resolve | RoleChange | fx.ConfigurationChanged | AppliedNotice | FatalNotice | GenerationNotice
-)
-Incoming: TypeAlias = (
-    ev.Propose
-    | ev.ReadIndex
-    | ev.ChangeConfiguration
-    | ev.Transfer
-    | ev.Shutdown
-    | LogDone
-    | LogTrouble
-    | ApplyDone
-    | ApplyTrouble
-    | JobDone
 )
 
 

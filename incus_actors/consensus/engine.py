@@ -19,11 +19,12 @@ from incus_actors.clock import Clock, SystemClock
 from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.core import Core
-from incus_actors.consensus.driver import Driver, FatalNotice, Incoming, Notice, StartedNotice
+from incus_actors.consensus.driver import Driver
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
+from incus_actors.consensus.notices import FatalNotice, Incoming, Notice, StartedNotice
 from incus_actors.consensus.opening import check_state, lay_ballast, mark_state_suspect, open_member
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.snapshot_files import SnapshotFiles

@@ -20,10 +20,10 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
 from incus_actors.consensus.audience import ALL_TOPICS, Audience
-from incus_actors.consensus.driver import AppliedNotice, FatalNotice, GenerationNotice, Notice, StartedNotice
 from incus_actors.consensus.engine import Engine, EngineSettings
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory
+from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Notice, StartedNotice
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.proposal_ids import ProposalIds
 from incus_actors.consensus.resolution import no_leader, refusal

@@ -12,10 +12,11 @@ from incus_actors.clock import ManualClock
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
-from incus_actors.consensus.driver import TICK_MS, AppliedNotice, Driver, DriverError, FatalNotice, Notice
+from incus_actors.consensus.driver import TICK_MS, Driver, DriverError
 from incus_actors.consensus.lane import LaneListener
 from incus_actors.consensus.log_thread import LogDone, LogTrouble
 from incus_actors.consensus.messages import Envelope, Goodbye
+from incus_actors.consensus.notices import AppliedNotice, FatalNotice, Notice
 from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Member, MemberId
 from incus_actors.state.apply import Batch, Position
 

@@ -174,7 +174,7 @@ class Driver:
             case ApplyDone():
                 self._on_applied(item)
             case JobDone():
-                item.deliver()
+                self.deliver(item.deliver)
             case LogTrouble():
                 self._on_log_trouble(item)
             case ApplyTrouble():
@@ -183,6 +183,14 @@ class Driver:
                     self.die(f"applying stopped: {item.reason}", "fatal")
             case _:
                 self.handle(item)
+
+    def deliver(self, result: Callable[[], None]) -> None:
+        """Take the result of work that was done on another thread; if that fails, the process must stop."""
+        try:
+            result()
+        except Exception as exc:
+            self.die(f"{type(exc).__name__}: {exc}", "fatal")
+            raise
 
     def on_message(self, envelope: Envelope) -> None:
         """From the lane."""

@@ -6,7 +6,6 @@ it only answers what it got, and it never lets a child process inherit the privi
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 
@@ -28,11 +27,3 @@ def raise_priority(*, realtime: bool = True) -> str:
     except OSError:
         return "normal"
     return "nice"
-
-
-def settle_garbage_collector() -> None:
-    """Keep what exists after start-up out of every later collection, and collect less often: a full collection of
-    a warm daemon would otherwise stop all threads for tens of milliseconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)

@@ -149,7 +149,7 @@ class SnapshotFiles:
 
     def _deliver(self, deliver: Callable[[], None]) -> None:
         if not self.closed and not self._driver.dead:
-            deliver()
+            self._driver.deliver(deliver)
 
     def begin(self, work: Callable[[], Callable[[], None]], failed: Callable[[str], None]) -> None:
         """Run other file work (start-up checks) in line with ours."""

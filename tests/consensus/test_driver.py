@@ -14,7 +14,7 @@ from incus_actors.consensus import events as ev
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.driver import TICK_MS, Driver, DriverError
 from incus_actors.consensus.lane import LaneListener
-from incus_actors.consensus.log_thread import LogDone, LogTrouble
+from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.messages import Envelope, Goodbye
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, Notice
 from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Member, MemberId
@@ -278,3 +278,12 @@ def test_write_ids_only_grow(rig: Rig) -> None:
     rig.say(write(2, 1))
     with pytest.raises(DriverError, match="comes after 2"):
         rig.say(write(2, 2))
+
+
+def test_a_job_whose_result_is_impossible_stops_the_process(rig: Rig) -> None:
+    def impossible() -> None:
+        raise DriverError("installed twice")
+
+    with pytest.raises(DriverError):
+        rig.driver.receive(JobDone(impossible))
+    assert rig.main.notices == [FatalNotice("DriverError: installed twice", "fatal")]

@@ -184,7 +184,8 @@ class HelperExecSession:
     def resize(self, width: int, height: int) -> None:
         """Set the pty's size (characters); nothing without one. Raises ValueError for impossible sizes."""
         if self._terminal >= 0:
-            _set_size(self._terminal, width, height)
+            with contextlib.suppress(OSError):  # what the instance gave us is no terminal (any more)
+                _set_size(self._terminal, width, height)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process inside; nothing if it is gone. Raises ValueError if no signal."""

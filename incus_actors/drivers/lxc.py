@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -30,7 +29,6 @@ from incus_actors.drivers.base import (
     ExitNotice,
     InstanceBusyError,
     InstanceSpec,
-    NetworkInterface,
     OnExit,
     RunState,
     RunStatus,
@@ -38,43 +36,27 @@ from incus_actors.drivers.base import (
 )
 from incus_actors.drivers.child import helper_argv, run_helper
 from incus_actors.drivers.exec_session import HelperExecSession
-from incus_actors.drivers.limits import Machine, limit_files
-from incus_actors.drivers.lxc_config import (
-    SECCOMP_POLICY,
-    LxcMachine,
-    container_group,
-    lxc_config,
-    monitor_group,
-    validate,
-)
+from incus_actors.drivers.limits import limit_files
+from incus_actors.drivers.lxc_config import SECCOMP_POLICY, container_group, lxc_config, validate
+from incus_actors.drivers.lxc_host import LxcHost, find_init, require_parents
 from incus_actors.drivers.lxc_running import RunningContainer
-from incus_actors.drivers.rootfs import RootfsOwners
 from incus_actors.drivers.templates import apply_pending, mark
 from incus_actors.errors import ApiError, BadRequestError
 from incus_actors.tasks import spawn
 
 log = logging.getLogger(__name__)
 
-_CONTROLLERS = ("cpu", "cpuset", "memory", "devices", "pids")
 _SYSTEMD_HALT = signal.SIGRTMIN + 3
 _INIT_READY_S = 1.0
-_FREEZE_S = 10.0
-_LOCKS = Path("/run/lxc/lock")
-_RUN = Path("/run/incus-actors")
 
 
 class LxcDriver:
     """The InstanceDriver of real containers. `directory` is the daemon's own (`$INCUS_DIR`)."""
 
     def __init__(self, directory: Path) -> None:
-        digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10]
-        self._parent = f"incus-actors-{digest}"  # several daemons on one machine must not meet
-        # liblxc wants its path to be passable for root of the instance; ours need not be, and /run always is.
-        self._lxc_path = _RUN / digest
-        self._layout = cgroups.detect()
+        self._host = LxcHost(directory)
         self._running: dict[Path, RunningContainer] = {}
         self._rebooting: dict[Path, tuple[RunningContainer, asyncio.Task[None]]] = {}
-        self._owners = RootfsOwners()
         self._extension = liblxc.extension_directory()
         self.info = DriverInfo("lxc", "")
 
@@ -86,7 +68,7 @@ class LxcDriver:
             return Availability(False, "system containers need root")
         if self._extension is None:
             return Availability(False, "the Python binding of liblxc is not installed (pip install incus-actors[lxc])")
-        if not self._layout.roots():
+        if not self._host.layout.roots():
             return Availability(False, "no control groups are mounted under /sys/fs/cgroup")
         if not Path("/proc/self/ns/user").exists():
             return Availability(False, "this kernel has no user namespaces")
@@ -95,14 +77,14 @@ class LxcDriver:
             version = self.info.version or liblxc.version(self._extension)
         except DriverError as error:
             return Availability(False, str(error))
-        features = {"cgroup2": self._layout.v2 is not None, "pidfd": True, "seccomp_notify": False}
+        features = {"cgroup2": self._host.layout.v2 is not None, "pidfd": True, "seccomp_notify": False}
         self.info = DriverInfo("lxc", version, features)
         return Availability(True)
 
     def validate(self, spec: InstanceSpec) -> None:
         """Raise BadRequestError for config or devices that this driver cannot honour. Pure."""
         validate(spec)
-        limit_files(spec.config, self._machine(), spec.disk_name)
+        limit_files(spec.config, self._host.machine(), spec.disk_name)
 
     # --- life ---
 
@@ -113,9 +95,9 @@ class LxcDriver:
         if not spec.rootfs.is_dir():
             raise DriverError(f"The root file system of {spec.name} is missing: {spec.rootfs}")
         base = (0, 0)
-        if not spec.privileged and not await self._owners.idmapped_mounts(spec.volume_dir):
+        if not spec.privileged and not await self._host.owners.idmapped_mounts(spec.volume_dir):
             base = idmap.host_base(spec.idmap or idmap.default_idmap())
-        await self._owners.ensure(spec.volume_dir, base)
+        await self._host.owners.ensure(spec.volume_dir, base)
 
     async def start(self, spec: InstanceSpec) -> RunState:
         """Start, return once init runs. Raises InstanceBusyError, BadRequestError, DriverError."""
@@ -127,24 +109,24 @@ class LxcDriver:
 
     async def _start(self, spec: InstanceSpec) -> RunningContainer:
         await self.prepare(spec)
-        _require_parents(spec)
-        for line in await asyncio.to_thread(apply_pending, spec, self._owners.on_disk(spec.volume_dir)):
+        require_parents(spec)
+        for line in await asyncio.to_thread(apply_pending, spec, self._host.owners.on_disk(spec.volume_dir)):
             log.warning("%s: %s", spec.name, line)
-        facts = await self._facts(spec)
+        facts = await self._host.facts(spec)
         items = lxc_config(spec, facts)
         facts.seccomp_file.write_text(SECCOMP_POLICY)
         facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
-        self._lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        await self._remove_groups(spec)
+        self._host.lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        await self._host.remove_groups(spec)
         with contextlib.suppress(FileNotFoundError):
             spec.log_file.rename(spec.log_file.with_suffix(".log.old"))
-        fields = [("name", spec.disk_name), ("path", str(self._lxc_path))]
+        fields = [("name", spec.disk_name), ("path", str(self._host.lxc_path))]
         fields += [("config", f"{key}={value}") for key, value in items]
         try:
             answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
         except DriverError as error:
-            await self._remove_groups(spec, kill=True)
+            await self._host.remove_groups(spec, kill=True)
             excerpt = liblxc.log_excerpt(spec.log_file)
             reason = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
@@ -162,8 +144,8 @@ class LxcDriver:
             raise InstanceBusyError("The instance is already stopped")
         running.stops += 1
         try:
-            if cgroups.is_frozen(self._layout, running.group):
-                await self._set_frozen(running, False)
+            if cgroups.is_frozen(self._host.layout, running.group):
+                await self._host.set_frozen(running, False)
             if force:
                 running.signal_init(signal.SIGKILL)
                 await self._wait_ended(running, 30)
@@ -191,41 +173,28 @@ class LxcDriver:
         try:
             await asyncio.wait_for(asyncio.shield(running.ended), timeout_s)
         except TimeoutError:
-            running.refresh(self._layout)
+            running.refresh(self._host.layout)
             raise StopTimeoutError(
                 'Failed shutting down instance, status is "Running": context deadline exceeded',
                 remedy="use --force",
             ) from None
-        await self._remove_groups(running.spec, kill=True)
+        await self._host.remove_groups(running.spec, kill=True)
 
     async def freeze(self, spec: InstanceSpec) -> None:
         """Suspend every process inside. Raises InstanceBusyError if it doesn't run."""
-        await self._set_frozen(self._require(spec), True)
+        await self._host.set_frozen(self._require(spec), True)
 
     async def unfreeze(self, spec: InstanceSpec) -> None:
         """Let them go on."""
-        await self._set_frozen(self._require(spec), False)
-
-    async def _set_frozen(self, running: RunningContainer, frozen: bool) -> None:
-        try:
-            cgroups.set_frozen(self._layout, running.group, frozen)
-            async with asyncio.timeout(_FREEZE_S):
-                while not cgroups.is_settled(self._layout, running.group, frozen):  # noqa: ASYNC110
-                    await asyncio.sleep(0.005)  # sysfs tells no one
-        except (OSError, TimeoutError) as error:
-            if frozen:
-                with contextlib.suppress(OSError):
-                    cgroups.set_frozen(self._layout, running.group, False)
-            word = "freeze" if frozen else "unfreeze"
-            raise DriverError(f"Failed to {word} the instance: {error or 'timed out'}") from error
+        await self._host.set_frozen(self._require(spec), False)
 
     async def apply_limits(self, spec: InstanceSpec) -> None:
         """Make changed `limits.*` true for a running instance; nothing for a stopped one."""
         running = self._find(spec)
         if running is not None:
-            files = limit_files(spec.config, self._machine(), spec.disk_name)
+            files = limit_files(spec.config, self._host.machine(), spec.disk_name)
             try:
-                cgroups.write_limits(self._layout, running.group, files)
+                cgroups.write_limits(self._host.layout, running.group, files)
             except OSError as error:
                 raise DriverError(f"Failed to set limits: {error.strerror} ({error.filename})") from error
             running.spec = spec
@@ -239,7 +208,7 @@ class LxcDriver:
         running = self._find(spec)
         if running is None:
             return RunStatus.STOPPED
-        return RunStatus.FROZEN if cgroups.is_frozen(self._layout, running.group) else RunStatus.RUNNING
+        return RunStatus.FROZEN if cgroups.is_frozen(self._host.layout, running.group) else RunStatus.RUNNING
 
     async def state(self, spec: InstanceSpec) -> RunState:
         """Return what is true now; starts no process, reads some ten small files."""
@@ -247,26 +216,7 @@ class LxcDriver:
         running = self._find(spec)
         if running is None:
             return STOPPED
-        used = cgroups.counters(self._layout, running.group)
-        count = used.processes
-        if count < 0:
-            count = sum(1 for _ in cgroups.processes(self._layout, running.group))
-        network: dict[str, NetworkInterface] | None = None
-        with contextlib.suppress(OSError):  # it is ending under our eyes
-            network = running.network().interfaces()
-        return RunState(
-            status=RunStatus.FROZEN if cgroups.is_frozen(self._layout, running.group) else RunStatus.RUNNING,
-            init_pid=running.init.pid,
-            started_at=running.init.started_at,
-            processes=count,
-            memory_usage_bytes=used.memory_usage_bytes,
-            memory_peak_bytes=used.memory_peak_bytes,
-            memory_total_bytes=used.memory_limit_bytes or processes.memory_total_bytes(),
-            swap_usage_bytes=used.swap_usage_bytes,
-            swap_peak_bytes=used.swap_peak_bytes,
-            cpu_ns=used.cpu_ns,
-            network=network,
-        )
+        return self._host.state_of(running)
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
         """Run a command inside; returns once it runs. Raises BadRequestError, ExecError (127, 126)."""
@@ -274,9 +224,9 @@ class LxcDriver:
         running = self._find(spec)
         if running is None:
             raise BadRequestError("Instance is not running")
-        if cgroups.is_frozen(self._layout, running.group):
+        if cgroups.is_frozen(self._host.layout, running.group):
             raise BadRequestError("Instance is frozen")
-        fields = [("name", spec.disk_name), ("path", str(self._lxc_path))]
+        fields = [("name", spec.disk_name), ("path", str(self._host.lxc_path))]
         return await HelperExecSession.begin(helper_argv("lxc_helper", "exec", str(self._extension)), fields, request)
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
@@ -309,7 +259,7 @@ class LxcDriver:
                 await self._start(spec)
                 alive.append(spec)
             else:
-                await self._remove_groups(spec, kill=True)
+                await self._host.remove_groups(spec, kill=True)
             await asyncio.sleep(0)
         return alive
 
@@ -330,14 +280,10 @@ class LxcDriver:
         await self._settled(spec)
         if self._find(spec) is not None:
             raise InstanceBusyError("The instance is running")
-        await self._remove_groups(spec, kill=True)
-        for group in (f"{self._parent}/pivot", self._parent):
-            cgroups.remove_if_empty(self._layout, group)
+        await self._host.remove_groups(spec, kill=True)
         for directory in (spec.instance_dir, spec.log_dir):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        for empty in (_LOCKS / str(self._lxc_path).lstrip("/"), self._lxc_path):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+        self._host.remove_empty()
 
     async def close(self) -> None:
         """Free watches; instances go on."""
@@ -353,16 +299,16 @@ class LxcDriver:
         """Return the living container of this spec, adopting one that runs without our knowing."""
         running = self._running.get(spec.instance_dir)
         if running is not None:
-            if running.refresh(self._layout):
+            if running.refresh(self._host.layout):
                 return running
             if not running.ended.done():
                 return running  # init is gone, the monitor still tidies up (or reboots it)
             self._running.pop(spec.instance_dir, None)
-        pid = find_init(self._layout, container_group(self._parent, spec))
+        pid = find_init(self._host.layout, container_group(self._host.parent, spec))
         return self._adopt(spec, pid) if pid else None
 
     def _adopt(self, spec: InstanceSpec, pid: int) -> RunningContainer | None:
-        running = RunningContainer.adopt(spec, container_group(self._parent, spec), pid, self._container_ended)
+        running = RunningContainer.adopt(spec, container_group(self._host.parent, spec), pid, self._container_ended)
         if running is not None:
             self._running[spec.instance_dir] = running
         return running
@@ -403,46 +349,3 @@ class LxcDriver:
         if running is None:
             raise InstanceBusyError("The instance is not running")
         return running
-
-    def _machine(self) -> Machine:
-        layout = self._layout
-        versions = {name: 1 if name in layout.v1 else 2 for name in _CONTROLLERS if layout.has(name)}
-        if not layout.v1 and layout.v2 is not None:
-            versions["devices"] = 2  # by BPF, no controller file
-        return Machine(processes.memory_total_bytes(), processes.online_cpus(), versions)
-
-    async def _facts(self, spec: InstanceSpec) -> LxcMachine:
-        sources = [device.get("source", "") for device in spec.devices.values() if device.get("type") == "disk"]
-        return LxcMachine(
-            machine=self._machine(),
-            idmap=() if spec.privileged else idmap.default_idmap(),
-            idmapped_mounts=not spec.privileged and await self._owners.idmapped_mounts(spec.volume_dir),
-            cgroup_parent=self._parent,
-            seccomp_file=spec.instance_dir / "seccomp",
-            post_stop_hook=spec.instance_dir / "post-stop",
-            file_sources=frozenset(source for source in sources if source and not Path(source).is_dir()),
-        )
-
-    async def _remove_groups(self, spec: InstanceSpec, *, kill: bool = False) -> None:
-        groups = (container_group(self._parent, spec), monitor_group(self._parent, spec))
-        if not any((root / group).exists() for root in self._layout.roots() for group in groups):
-            return
-        for group in groups:
-            left = await asyncio.to_thread(cgroups.remove, self._layout, group, kill=kill)
-            if left:
-                raise DriverError(f"Control groups of {spec.name} could not be removed: {', '.join(left)}")
-
-
-def find_init(layout: cgroups.CgroupLayout, group: str) -> int:
-    """Return the host pid of the group's init (pid 1 exactly one namespace below us), 0 if there is none."""
-    for pid in cgroups.processes(layout, group):
-        if processes.pid_inside(pid)[1:] == (1,) and processes.identity_of(pid) is not None:
-            return pid
-    return 0
-
-
-def _require_parents(spec: InstanceSpec) -> None:
-    for name, device in spec.devices.items():
-        parent = device.get("network") or device.get("parent", "")
-        if device.get("type") == "nic" and parent and not Path("/sys/class/net", parent).exists():
-            raise DriverError(f'Failed to start device "{name}": Parent device "{parent}" doesn\'t exist')

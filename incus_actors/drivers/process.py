@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from incus_actors.drivers import processes
@@ -28,8 +28,6 @@ from incus_actors.drivers.base import (
     ExitNotice,
     InstanceBusyError,
     InstanceSpec,
-    NetworkAddress,
-    NetworkInterface,
     OnExit,
     RunState,
     RunStatus,
@@ -37,6 +35,7 @@ from incus_actors.drivers.base import (
 )
 from incus_actors.drivers.child import Conversation, helper_argv, run_helper
 from incus_actors.drivers.exec_session import HelperExecSession
+from incus_actors.drivers.process_running import RunningProcess, interfaces_of, signal_process
 from incus_actors.drivers.processes import ProcessIdentity
 from incus_actors.drivers.templates import apply_pending, mark
 from incus_actors.errors import BadRequestError
@@ -49,60 +48,12 @@ _INIT_READY_S = 1.0
 _FREEZE_S = 5.0
 
 
-class _Running:
-    """One running instance; `ended` is done when its monitor is gone."""
-
-    def __init__(self, spec: InstanceSpec, monitor: ProcessIdentity, init: ProcessIdentity, mode: str) -> None:
-        self.spec, self.monitor, self.init, self.mode = spec, monitor, init, mode
-        self.on_exit: OnExit | None = None
-        self.stopping = False
-        self.frozen = False
-        self.sessions: list[ExecSession] = []
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(monitor.pid)
-        self._loop.add_reader(self._pidfd, self._monitor_ended)
-
-    def release(self) -> None:
-        """Stop watching; the instance goes on."""
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def _monitor_ended(self) -> None:
-        self.release()
-        if not self.ended.done():
-            self.ended.set_result(None)
-        if self.on_exit is not None and not self.stopping:
-            self.on_exit(ExitNotice(self.spec.name, self.spec.project, self.init.pid))
-
-    def refresh(self) -> bool:
-        """Return whether it runs."""
-        return not self.ended.done() and self.monitor.alive()
-
-    def pids(self) -> Iterator[int]:
-        """Yield every process of the instance (of its pid namespace, or init alone without one)."""
-        if self.mode != "namespaces":
-            yield self.init.pid
-            return
-        try:
-            wanted = os.readlink(f"/proc/{self.init.pid}/ns/pid")  # noqa: PTH115
-        except OSError:
-            return
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - thousands of names, twice as fast
-            if entry.isdigit():
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{entry}/ns/pid") == wanted:  # noqa: PTH115
-                        yield int(entry)
-
-
 class ProcessDriver:
     """The InstanceDriver of last resort. Limits are not enforced; networks do not exist."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._running: dict[Path, _Running] = {}
+        self._running: dict[Path, RunningProcess] = {}
         self._mode = ""
         self.info = DriverInfo("process", "1", {"limits": False, "namespaces": False})
 
@@ -185,7 +136,7 @@ class ProcessDriver:
         temporary = spec.instance_dir / f"{_RECORD}.new"
         temporary.write_text(json.dumps(record))
         temporary.replace(spec.instance_dir / _RECORD)
-        self._running[spec.instance_dir] = _Running(spec, monitor, init, self._mode)
+        self._running[spec.instance_dir] = RunningProcess(spec, monitor, init, self._mode)
 
     async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
         """Stop and wait until it is gone. Raises InstanceBusyError, StopTimeoutError."""
@@ -196,7 +147,7 @@ class ProcessDriver:
         try:
             await self._thaw(running)
             if force:
-                _signal(running.init, signal.SIGKILL)
+                signal_process(running.init, signal.SIGKILL)
                 limit_s = 30.0
             else:
                 limit_s = STOP_TIMEOUT_DEFAULT_S if timeout_s < 0 else timeout_s
@@ -214,7 +165,7 @@ class ProcessDriver:
             await session.close()
         self._forget(spec)
 
-    async def _halt(self, running: _Running) -> None:
+    async def _halt(self, running: RunningProcess) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _INIT_READY_S
         while loop.time() < deadline and running.init.alive():
@@ -222,23 +173,24 @@ class ProcessDriver:
             if processes.catches_signal(pid, signal.SIGPWR) or processes.blocks_signal(pid, signal.SIGPWR):
                 break
             await asyncio.sleep(0.01)
-        _signal(running.init, signal.SIGPWR)
+        signal_process(running.init, signal.SIGPWR)
 
     async def freeze(self, spec: InstanceSpec) -> None:
-        """Stop every process inside with SIGSTOP."""
+        """Stop every process inside with SIGSTOP, those born meanwhile too. Raises DriverError."""
         running = self._require(spec)
-        for pid in await asyncio.to_thread(lambda: list(running.pids())):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        async with asyncio.timeout(_FREEZE_S):
-            while self.status(spec) is RunStatus.RUNNING:  # noqa: ASYNC110 - /proc tells no one
-                await asyncio.sleep(0.002)
+        running.frozen = True
+        deadline = asyncio.get_running_loop().time() + _FREEZE_S
+        while moving := await asyncio.to_thread(_stop_all, running):
+            if asyncio.get_running_loop().time() > deadline:
+                await self._thaw(running)
+                raise DriverError(f"Failed to freeze the instance: process {moving[0]} goes on")
+            await asyncio.sleep(0.002)
 
     async def unfreeze(self, spec: InstanceSpec) -> None:
         """Let them go on."""
         await self._thaw(self._require(spec), always=True)
 
-    async def _thaw(self, running: _Running, *, always: bool = False) -> None:
+    async def _thaw(self, running: RunningProcess, *, always: bool = False) -> None:
         if running.frozen or always:
             for pid in await asyncio.to_thread(lambda: list(running.pids())):
                 with contextlib.suppress(ProcessLookupError):
@@ -256,8 +208,8 @@ class ProcessDriver:
         if running is None:
             return RunStatus.STOPPED
         stat = processes.stat_of(running.init.pid)
-        running.frozen = stat is not None and stat.state == "T"
-        return RunStatus.FROZEN if running.frozen else RunStatus.RUNNING
+        stopped = stat is not None and stat.state == "T"  # frozen before this daemon began
+        return RunStatus.FROZEN if running.frozen or stopped else RunStatus.RUNNING
 
     async def state(self, spec: InstanceSpec) -> RunState:
         """Return what is true now: sums over the living processes, from /proc."""
@@ -275,7 +227,7 @@ class ProcessDriver:
             memory_peak_bytes=-1,
             memory_total_bytes=processes.memory_total_bytes(),
             cpu_ns=sum(stat.cpu_ns for stat in living),
-            network=_loopback(running.init.pid) if running.mode == "namespaces" else None,
+            network=interfaces_of(running.init.pid) if running.mode == "namespaces" else None,
         )
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
@@ -344,7 +296,7 @@ class ProcessDriver:
 
     # --- inside ---
 
-    def _find(self, spec: InstanceSpec) -> _Running | None:
+    def _find(self, spec: InstanceSpec) -> RunningProcess | None:
         running = self._running.get(spec.instance_dir)
         if running is None:
             running = self._from_record(spec)
@@ -356,7 +308,7 @@ class ProcessDriver:
             return None
         return running
 
-    def _from_record(self, spec: InstanceSpec) -> _Running | None:
+    def _from_record(self, spec: InstanceSpec) -> RunningProcess | None:
         try:
             record = json.loads((spec.instance_dir / _RECORD).read_text())
             monitor, init = ProcessIdentity(*record["monitor"]), ProcessIdentity(*record["init"])
@@ -367,7 +319,7 @@ class ProcessDriver:
         if not same_boot or not monitor.alive():
             return None
         try:
-            return _Running(spec, monitor, init, mode)
+            return RunningProcess(spec, monitor, init, mode)
         except ProcessLookupError:
             return None
 
@@ -375,45 +327,20 @@ class ProcessDriver:
         self._running.pop(spec.instance_dir, None)
         (spec.instance_dir / _RECORD).unlink(missing_ok=True)
 
-    def _require(self, spec: InstanceSpec) -> _Running:
+    def _require(self, spec: InstanceSpec) -> RunningProcess:
         running = self._find(spec)
         if running is None:
             raise InstanceBusyError("The instance is not running")
         return running
 
 
-def _signal(identity: ProcessIdentity, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(identity.pid)
-        try:
-            if identity.alive():  # checked with the pidfd open: it cannot become another one now
-                signal.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
-
-
-def _loopback(pid: int) -> dict[str, NetworkInterface]:
-    """Return what /proc tells about the interfaces of a process: names and counters, loopback addresses."""
-    found = {}
-    try:
-        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
-    except OSError:
-        return {}
-    for line in lines:
-        name, _, rest = line.partition(":")
-        values = [int(word) for word in rest.split()]
-        loopback = name.strip() == "lo"
-        counters = {
-            "bytes_received": values[0],
-            "packets_received": values[1],
-            "errors_received": values[2],
-            "packets_dropped_inbound": values[3],
-            "bytes_sent": values[8],
-            "packets_sent": values[9],
-            "errors_sent": values[10],
-            "packets_dropped_outbound": values[11],
-        }
-        addresses = (NetworkAddress("inet", "127.0.0.1", "8", "local"),) if loopback else ()
-        kind = "loopback" if loopback else "broadcast"
-        found[name.strip()] = NetworkInterface(name.strip(), addresses, counters, mtu=65536, type=kind)
-    return found
+def _stop_all(running: RunningProcess) -> list[int]:
+    """Send SIGSTOP to all, return those not stopped yet. One in D waits for a stopped child (vfork)."""
+    moving = []
+    for pid in running.pids():
+        stat = processes.stat_of(pid)
+        if stat is not None and stat.state not in "TtDZX":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+            moving.append(pid)
+    return moving

@@ -26,7 +26,8 @@ from incus_actors.drivers.base import (
     StopTimeoutError,
     VolumeSpec,
 )
-from incus_actors.drivers.lxc import LxcDriver, find_init
+from incus_actors.drivers.lxc import LxcDriver
+from incus_actors.drivers.lxc_host import find_init
 from incus_actors.errors import BadRequestError
 
 pytestmark = pytest.mark.real
@@ -74,10 +75,10 @@ async def test_nothing_is_left_behind(lxc_machine: Machine) -> None:
     await driver.delete(spec)
     await driver.delete(spec)
     await lxc_machine.storage.delete_volume(VolumeSpec(lxc_machine.pool, name))
-    parent = driver._parent  # type: ignore[attr-defined]
+    parent = driver._host.parent  # type: ignore[attr-defined]
     assert groups_naming(parent) == []
     assert mounts_naming(name) == []
-    assert processes_naming(f"[lxc monitor] {driver._lxc_path}") == []  # type: ignore[attr-defined]
+    assert processes_naming(f"[lxc monitor] {driver._host.lxc_path}") == []  # type: ignore[attr-defined]
     assert not spec.instance_dir.exists()
     assert not spec.log_dir.exists()
     assert not spec.volume_dir.exists()
@@ -116,7 +117,7 @@ async def test_limits_are_in_the_control_groups(lxc_machine: Machine) -> None:
     state = await driver.start(spec)
     assert state.memory_total_bytes == 64 << 20
     layout = cgroups.detect()
-    group = f"{driver._parent}/c-g1-limits"  # type: ignore[attr-defined]
+    group = f"{driver._host.parent}/c-g1-limits"  # type: ignore[attr-defined]
 
     def value(controller: str, v1: str, v2: str) -> str:
         directory = layout.directory(controller, group)

@@ -150,7 +150,7 @@ class LocalPeers:
             raise failure
         if other is None or {other.transport, self.server.transport} & self.server.wires.cut:
             raise PeerUnreachableError(f'Failed to connect to target cluster node "{address}": no route')
-        shown = other.cases.bootstrap.certificate()
+        shown = certificates.load_pair(other.directory, "cluster") or other.cases.bootstrap.server_certificate()
         if certificates.fingerprint_pem(certificate_pem) != shown.fingerprint:
             raise PeerUnreachableError("Certificate fingerprint mismatch")
         pair = self.server.cases.bootstrap.server_certificate()

@@ -17,7 +17,7 @@ import msgspec
 
 from incus_actors.actors.actor import Actor, ChildSpec
 from incus_actors.actors.heartbeat import HeartbeatTable
-from incus_actors.actors.messages import remote_message
+from incus_actors.actors.leader_messages import Accepted, AcceptMember, HandOver, Nudge, RemoveMember
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
@@ -42,50 +42,6 @@ PENDING_GRACE_S = 120.0  #: a join without any sign of life for this long is und
 ORPHAN_GRACE_S = 3600.0  #: an interactive join has this long between using its token and joining
 CHANGE_DEADLINE_S = 15.0
 CAUGHT_UP_ENTRIES = 64  #: CONSENSUS 3.9
-
-
-@remote_message("leader.accept")
-class AcceptMember(msgspec.Struct, frozen=True, array_like=True):
-    """Make a server a pending member and a spare of the log. Answered by Accepted."""
-
-    name: str
-    address: str
-    core_address: str
-    transport: str
-    fingerprint: str
-    certificate: str
-    architecture: int
-    schema: int
-    api_extensions: int
-    storage_root: str
-    token_uuid: str  #: "" if its certificate is trusted already
-    now: str
-    member_config: tuple[tuple[str, str, str, str], ...] = ()  #: entity, name, key, value
-
-
-@remote_message("leader.accepted")
-class Accepted(msgspec.Struct, frozen=True, array_like=True):
-    """What the new member starts its log from."""
-
-    member_id: int
-    cluster_id: str
-    epoch: int
-    configuration: bytes
-
-
-@remote_message("leader.remove")
-class RemoveMember(msgspec.Struct, frozen=True, array_like=True):
-    """Take a member out of the configuration and the database. `only_pending`: unless its join has ended."""
-
-    member_id: int
-    name: str
-    only_pending: bool = False
-    graceful: bool = False  #: refuse if instances or volumes are left on it
-
-
-@remote_message("leader.nudge")
-class Nudge(msgspec.Struct, frozen=True, array_like=True):
-    """Look at roles now instead of at the next tick. Answered when that is done."""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -190,6 +146,8 @@ class LeaderActor(Actor):
                 return await self._accept(message)
             case RemoveMember():
                 await self._remove(message)
+            case HandOver():
+                await self._hand_over()
             case Tick() | Nudge():
                 await self._chores()
             case _:
@@ -241,7 +199,7 @@ class LeaderActor(Actor):
     async def _remove(self, wish: RemoveMember) -> None:
         tools = self._tools
         if wish.member_id == tools.consensus.member_id and not wish.only_pending:
-            await tools.consensus.transfer_leadership()
+            await self._hand_over()
             raise UnavailableError("The leader hands over before it leaves; ask again")
         transaction = members_tx.remove_member(
             wish.member_id, wish.name, only_pending=wish.only_pending, fence_term=self._term
@@ -254,6 +212,20 @@ class LeaderActor(Actor):
             raise ConflictError(f"Member {wish.name} can't be removed: {outcome.label or outcome.error}")
         await self._change(self._with_rows)
         log.info("removed member %d (%s)", wish.member_id, wish.name)
+
+    async def _hand_over(self) -> None:
+        """Give leadership away; with nobody else to vote (two members) the other one gets a vote first."""
+        consensus = self._tools.consensus
+        status = consensus.status()
+        if _voters(status.configuration.old) == {status.member_id}:
+            ready = {m: h.lag for m, h in _health(status).items() if h.caught_up}
+            if not ready:
+                raise UnavailableError("No other member is up to date enough to take over")
+            heir = min(ready, key=lambda member: (ready[member], member))
+            await self._change(
+                lambda members: tuple(replace(m, role=Role.VOTER) if m.id == heir else m for m in members)
+            )
+        await consensus.transfer_leadership()
 
     def _with_rows(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
         """Leave out those that the database does not know any more."""

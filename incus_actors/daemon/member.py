@@ -45,6 +45,7 @@ class MemberDaemon:
         self._stopped = False
         self._parts: Parts | None = None
         self._listeners: Listeners | None = None
+        self._reloading = asyncio.Lock()
 
     async def main(self) -> int:
         """Start, wait, stop; return the exit code. Raises what keeps it from starting."""
@@ -113,8 +114,14 @@ class MemberDaemon:
         parts, listeners = self._parts, self._listeners
         if parts is None or listeners is None:
             return
+        async with self._reloading:
+            await self._reload_alone(parts, listeners)
+
+    async def _reload_alone(self, parts: Parts, listeners: Listeners) -> None:
         parts.identity.refresh()
         parts.access.refresh()
+        if parts.services.cluster.leave.removed():
+            return  # listen on as before: we are about to be told to start anew
         name = certificates.CLUSTER if parts.identity.clustered else certificates.SERVER
         directory = self._settings.directory
         listeners.use_certificate(directory / f"{name}.crt", directory / f"{name}.key")

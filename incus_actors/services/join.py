@@ -18,7 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from incus_actors.actors.leader import Accepted, AcceptMember, RemoveMember, leader_ref
+from incus_actors.actors.leader import leader_ref
+from incus_actors.actors.leader_messages import Accepted, AcceptMember, RemoveMember
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.consensus.bootstrap import replace_database

@@ -27,7 +27,7 @@ from incus_actors.tasks import spawn
 log = logging.getLogger(__name__)
 
 RESET_PATH = "/internal/cluster/reset"
-VOTE_NEEDED_S = 10.0  #: at most this long a removed member stays to acknowledge its own removal
+VOTE_NEEDED_S = 5.0  #: at most this long a removed member stays to acknowledge its own removal
 KEPT_KEYS = ("core.https_address",)
 
 

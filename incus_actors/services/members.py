@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from incus_actors.actors.heartbeat import HeartbeatTable
 from incus_actors.actors.host_facts import read_host_facts
-from incus_actors.actors.leader import Nudge, RemoveMember, leader_ref
+from incus_actors.actors.leader import leader_ref
+from incus_actors.actors.leader_messages import HandOver, Nudge, RemoveMember
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_members as members_tx
@@ -224,7 +225,7 @@ class MembersService:
         if len(queries.members(self._database)) == 1:
             return None  # refused anyway
         if self._consensus.status().leader == self._identity.member_id:
-            await self._consensus.transfer_leadership()
+            await leader_ref(self._actors, self._consensus).ask(HandOver(), deadline_s=REMOVE_DEADLINE_S)
         deadline = asyncio.get_running_loop().time() + REMOVE_DEADLINE_S
         while self._consensus.status().leader in (0, self._identity.member_id):
             if asyncio.get_running_loop().time() > deadline:

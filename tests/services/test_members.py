@@ -176,6 +176,16 @@ async def test_a_member_does_not_remove_itself(tmp_path):
         assert await first.cases.members.other_remover("node1") in (2, 3)
 
 
+async def test_the_leader_of_two_members_hands_over_to_the_one_that_stood_by(pair):
+    first, second = pair
+    assert await first.cases.members.other_remover("node1") == 2
+    removed = await second.cases.members.remove("node1", force=False)
+    await second.cases.leave.tell(removed)
+    await until(lambda: "become_standalone" in first.done and first.identity.location == "none")
+    (left,) = second.cases.members.members()
+    assert left.roles == ["database-leader", "database"]
+
+
 async def test_a_removed_member_is_a_standalone_server_that_may_join_again(pair):
     first, second = pair
     removed = await first.cases.members.remove("node2", force=False)

@@ -1,0 +1,60 @@
+"""What members ask of the leader.
+
+Owns the messages that LeaderActor answers; services send them by `actors.leader.leader_ref`. Fields are added at the
+end, with a default: members of different releases talk to each other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from incus_actors.actors.messages import remote_message
+
+
+@remote_message("leader.accept")
+class AcceptMember(msgspec.Struct, frozen=True, array_like=True):
+    """Make a server a pending member and a spare of the log. Answered by Accepted."""
+
+    name: str
+    address: str
+    core_address: str
+    transport: str
+    fingerprint: str
+    certificate: str
+    architecture: int
+    schema: int
+    api_extensions: int
+    storage_root: str
+    token_uuid: str  #: "" if its certificate is trusted already
+    now: str
+    member_config: tuple[tuple[str, str, str, str], ...] = ()  #: entity, name, key, value
+
+
+@remote_message("leader.accepted")
+class Accepted(msgspec.Struct, frozen=True, array_like=True):
+    """What the new member starts its log from."""
+
+    member_id: int
+    cluster_id: str
+    epoch: int
+    configuration: bytes
+
+
+@remote_message("leader.remove")
+class RemoveMember(msgspec.Struct, frozen=True, array_like=True):
+    """Take a member out of the configuration and the database. `only_pending`: unless its join has ended."""
+
+    member_id: int
+    name: str
+    only_pending: bool = False
+    graceful: bool = False  #: refuse if instances or volumes are left on it
+
+
+@remote_message("leader.nudge")
+class Nudge(msgspec.Struct, frozen=True, array_like=True):
+    """Look at roles now instead of at the next tick. Answered when that is done."""
+
+
+@remote_message("leader.hand_over")
+class HandOver(msgspec.Struct, frozen=True, array_like=True):
+    """Make somebody else lead, because this member is about to leave for good."""

@@ -4,6 +4,7 @@ dictionary (MemoryDriver), so that tests decide when they start, hang, die or fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import random
 import tarfile
@@ -11,8 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
+import msgspec
 from cluster_kit import Server, servers, until
 
 from incus_actors.actors.actor import ChildSpec
@@ -26,6 +30,8 @@ from incus_actors.drivers.base import (
     Availability,
     DriverError,
     DriverInfo,
+    ExecError,
+    ExecRequest,
     ExitNotice,
     InstanceBusyError,
     InstanceSpec,
@@ -34,16 +40,52 @@ from incus_actors.drivers.base import (
     RunState,
     RunStatus,
     StopTimeoutError,
+    exit_code_of,
 )
 from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.storage_dir import DirStorage
+from incus_actors.gateway.access import Access
+from incus_actors.gateway.events import EventHub
+from incus_actors.gateway.operations import Operations
+from incus_actors.gateway.routing import Routing
 from incus_actors.model.images import ImageAliasPost
 from incus_actors.model.instances import InstanceSource, InstancesPost
 from incus_actors.model.transaction import Statement, Transaction
+from incus_actors.rest import exec_routes, image_routes, instance_routes, operation_routes
+from incus_actors.rest.app import build_app
+from incus_actors.rest.context import Gateway
+from incus_actors.rest.listeners import Listeners
 from incus_actors.services import instance_use_cases
 from incus_actors.services.images import Upload
 
 METADATA = b"architecture: x86_64\ncreation_date: 1795221957\nproperties:\n  description: Tiny\n  os: Tiny\n"
+
+
+class LocalSession:
+    """drivers.base.ExecSession of a process of this very machine."""
+
+    interactive = False
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process = process
+        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+        self.resized: list[tuple[int, int]] = []
+
+    def resize(self, width: int, height: int) -> None:
+        self.resized.append((width, height))
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def wait(self) -> int:
+        return exit_code_of(await self.process.wait())
+
+    async def close(self) -> None:
+        self.signal(9)
+        await self.process.wait()
 
 
 @dataclass
@@ -108,8 +150,15 @@ class MemoryDriver:
     def status(self, spec: InstanceSpec) -> RunStatus:
         return self.running.get(spec.disk_name, RunStatus.STOPPED)
 
-    async def exec(self, spec: InstanceSpec, request: Any) -> Any:
-        raise NotImplementedError
+    async def exec(self, spec: InstanceSpec, request: ExecRequest) -> LocalSession:
+        await self._call("exec", spec)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *request.argv, env=dict(request.environment), stdin=-1, stdout=-1, stderr=-1
+            )
+        except FileNotFoundError:
+            raise ExecError("Command not found", 127) from None
+        return LocalSession(process)
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
         self.watches[spec.disk_name] = on_exit
@@ -307,6 +356,73 @@ class Machine:
         return bool(self.database.scalar("SELECT COUNT(*) FROM instances WHERE name = ?", (name,)))
 
 
+class Api:
+    """The REST API of a machine on a unix socket, with little helpers."""
+
+    def __init__(self, session: aiohttp.ClientSession, gateway: Gateway) -> None:
+        self.session = session
+        self.gateway = gateway
+
+    async def __call__(self, method: str, path: str, body: Any = None, **rest: Any) -> tuple[int, Any]:
+        """Return status and metadata, or status and error text; an operation is waited for: its end instead."""
+        if body is not None:
+            given = isinstance(body, (bytes, aiohttp.FormData))
+            rest["data"] = body if given else msgspec.json.encode(body)
+            if not given:
+                rest["headers"] = {"Content-Type": "application/json", **rest.get("headers", {})}
+        async with self.session.request(method, path, **rest) as response:
+            answer = await response.json(content_type=None)
+        if answer["type"] == "async":
+            return await self.end_of(answer["metadata"]["id"])
+        return response.status, answer["error"] if answer["type"] == "error" else answer["metadata"]
+
+    async def end_of(self, operation_id: str) -> tuple[int, Any]:
+        """Return status code and object of a finished operation."""
+        operation = self.gateway.operations.get(operation_id)
+        assert operation is not None
+        await operation.wait(20)
+        return operation.status_code, operation.render()
+
+
+@asynccontextmanager
+async def served(machine: Machine) -> AsyncIterator[Api]:
+    """Serve the instance, exec, image and operation routes of a machine."""
+    server = machine.server
+    location = lambda: server.identity.location  # noqa: E731
+    events = EventHub(location=location)
+    operations = Operations(events, member_id=lambda: server.consensus.member_id, location=location)
+    nothing: Any = None
+    services = SimpleNamespace(instances=machine.instances, images=machine.image_service)
+    gateway = Gateway(
+        settings=nothing,
+        identity=server.identity,
+        access=Access(list),
+        operations=operations,
+        events=events,
+        forwarder=nothing,
+        routing=Routing(database=lambda: server.database, member_id=lambda: server.consensus.member_id),
+        consensus=server.consensus,
+        database=server.database,
+        services=services,  # type: ignore[arg-type]
+        shutdown=nothing,
+        exit=nothing,
+        phase="ready",
+    )
+    modules = (instance_routes, exec_routes, image_routes, operation_routes)
+    listeners = Listeners(build_app(gateway, [route for module in modules for route in module.routes()]))
+    await listeners.start()
+    socket = server.directory / "unix.socket"
+    await listeners.open_unix(socket)
+    connector = aiohttp.UnixConnector(str(socket), force_close=True)
+    try:
+        async with aiohttp.ClientSession("http://unix.socket", connector=connector) as session:
+            yield Api(session, gateway)
+    finally:
+        await operations.stop(timeout_s=1)
+        events.close()
+        await listeners.close()
+
+
 def ignore(_stage: str, _percent: int | None, _speed: int | None, _text: str) -> None:
     """A Report that nobody reads."""
 
@@ -348,4 +464,4 @@ async def machines(directory: Path, count: int = 1, *, clustered: bool = False) 
         yield everybody
 
 
-__all__ = ["Machine", "MemoryDriver", "chunks", "ignore", "machines", "unified", "until"]
+__all__ = ["Machine", "MemoryDriver", "chunks", "ignore", "machines", "served", "unified", "until"]

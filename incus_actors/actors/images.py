@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from incus_actors.actors.host import Host
 from incus_actors.actors.messages import remote_message
 from incus_actors.domain import transactions_images as transactions
 from incus_actors.drivers.base import ImageFiles, Progress
-from incus_actors.errors import ApiError, MemberError, NotFoundError, UnavailableError
+from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError, UnavailableError
 from incus_actors.state.queries import images as queries
 from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 BARRIER_S = 5.0
 AGAIN_S = 1.0
 BUSY_AGAIN_S = 10.0
@@ -117,6 +119,8 @@ class ImagesActor(Actor):
 
     async def _ensure(self, fingerprint: str) -> None:
         """The asker's state may be ahead of ours: first catch up with it."""
+        if not FINGERPRINT.fullmatch(fingerprint):
+            raise BadRequestError("Not a fingerprint")
         await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
         await self._fetch(fingerprint, None)
 

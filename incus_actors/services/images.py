@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from incus_actors.actors.host import IMAGES_PATH, Host
-from incus_actors.actors.images import EnsureImage, FetchImage
+from incus_actors.actors.images import FINGERPRINT, EnsureImage, FetchImage
 from incus_actors.actors.ref import AskError
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import transactions_images as transactions
@@ -95,7 +95,7 @@ class ImageService:
 
     def files(self, fingerprint: str) -> ImageFiles | None:
         """Return the files if they are on this member (full fingerprint)."""
-        return self._host.images.get(fingerprint)
+        return self._host.images.get(fingerprint) if FINGERPRINT.fullmatch(fingerprint) else None
 
     def hold(self, fingerprint: str) -> contextlib.AbstractContextManager[None]:
         """Keep the files from being removed while they are read."""

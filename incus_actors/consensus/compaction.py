@@ -12,12 +12,13 @@ from incus_actors.consensus.progress import Progress
 from incus_actors.consensus.types import Index
 
 ONLINE_MS = 10_000
+PATIENCE_MS = 60_000  #: a driver that has not answered by then has failed, and is asked again
 
 
 def consider(node: Node) -> None:
     """Ask the driver to compact when the log is long or heavy, one request at a time."""
     log, limits = node.log, node.limits
-    if node.compacting or node.receiver.installing:
+    if node.now < node.compacting_until_ms or node.receiver.installing:
         return
     applied = min(node.applied, log.durable)
     long = applied - log.mark.index >= 2 * limits.retained_entries
@@ -29,7 +30,7 @@ def consider(node: Node) -> None:
         index = min(index, _slowest_online(node))
     if index - log.mark.index < (1 if heavy else max(1, limits.retained_entries // 8)):
         return
-    node.compacting = True
+    node.compacting_until_ms = node.now + PATIENCE_MS
     node.emit(Compact(index))
 
 

@@ -136,18 +136,19 @@ class Core(Node):
         """Follow `leader`, or nobody, in `term`."""
         before = (self.role, self.term, self.leader)
         leadership, self.leadership = self.leadership, None
+        moved = term != self.term
         self.campaign = None
         self.campaign_waits = ""
         self.role = RaftRole.FOLLOWER
         self.leader = leader
-        if term != self.term:
+        if moved:
             self.set_hard(term, NOBODY)
             self.term_leader = NOBODY
             self.verified = 0
             self.election_timeout_ms = self.draw_election_timeout()
         if leadership is not None:
             self.led_until_ms = self.now
-            leadership.resign()
+            leadership.resign(moved=moved)
         self.reset_election_timer()
         if (self.role, self.term, self.leader) != before:
             self.role_changed(cause)
@@ -280,7 +281,7 @@ class Core(Node):
         compaction.consider(self)
 
     def _on_compacted(self, event: ev.Compacted) -> None:
-        self.compacting = False
+        self.compacting_until_ms = 0
         self.log.compact(min(event.index, self.applied))
 
     # -- requests -------------------------------------------------------------------------------------------------

@@ -290,12 +290,12 @@ class Leadership:
         for member in self.progress:
             self.node.send(member, Goodbye(why, heir))
 
-    def resign(self) -> None:
-        """Leadership is over: whoever waited for it asks the next leader."""
+    def resign(self, *, moved: bool) -> None:
+        """Leadership is over: whoever waited for it asks the next leader. `moved`: a later term has begun."""
         node = self.node
         self.rounds.abandon()
         if self.transfer is not None:
-            self.end_transfer("applied")
+            self.end_transfer("applied" if moved else "timeout")
         if self.change_request is not None:
             _resolve(node, self.change_request, "unknown", "leadership was lost")
             self.change_request = None

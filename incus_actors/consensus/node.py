@@ -136,7 +136,7 @@ class Node:
         self.held: deque[tuple[int, Send]] = deque()
         self.applying_paused = False
         self.appended_sent: Index = 0
-        self.compacting = False
+        self.compacting_until_ms = 0  #: a request to compact is under way
         self.campaign_waits = ""  #: why to campaign as soon as the log is written
         self.disk_ban_until_ms = 0
         self.led_until_ms = -NEVER

@@ -90,6 +90,8 @@ def _on_match(node: Node, progress: Progress, match: Index, sequence: int) -> No
         node.fatal(f"member {progress.id} acknowledges {match}, our log ends at {node.log.last}")
         return
     gained = progress.acknowledged(match, sequence)
+    if node.leadership is not None and match >= node.leadership.accusers.get(progress.id, match + 1):
+        del node.leadership.accusers[progress.id]
     if progress.state is ProgressState.PROBE or (
         progress.state is ProgressState.SNAPSHOT and progress.match >= node.log.mark.index
     ):

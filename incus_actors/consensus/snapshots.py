@@ -238,7 +238,7 @@ class SnapshotReceiver:
         )
         node.commit = max(node.commit, offer.index)
         node.applied = node.apply_sent = max(node.applied, offer.index)
-        node.digest = event.digest
+        node.note_digest(offer.index, event.digest)
         node.verified = max(node.verified, offer.index)
         node.applying_paused = False
         node.configuration_activated()

@@ -21,7 +21,22 @@ for _power, _letter in enumerate("kMGTPE", start=1):
 _UNITS["KB"] = 1000
 _UNITS["KiB"] = 1024
 _SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
-_PERIOD_V2_US = 100_000
+
+#: What to write into a control file to take a limit away.
+_NO_LIMIT = {
+    "memory.limit_in_bytes": "-1",
+    "memory.soft_limit_in_bytes": "-1",
+    "memory.swappiness": "60",
+    "memory.max": "max",
+    "memory.high": "max",
+    "memory.swap.max": "max",
+    "pids.max": "max",
+    "cpu.cfs_period_us": "100000",
+    "cpu.cfs_quota_us": "-1",
+    "cpu.shares": "1024",
+    "cpu.max": "max 100000",
+    "cpu.weight": "100",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,20 @@ def limit_files(config: Config, machine: Machine, name: str) -> dict[str, str]:
             files["cpuset.cpus"] = cpus
     _allowance(config, machine, files)
     return files
+
+
+def changed_files(old: Config, new: Config, machine: Machine, name: str) -> dict[str, str]:
+    """Return what to write so that a running instance goes from `old` limits to `new` ones: also "no limit".
+
+    Raises BadRequestError for bad new values; bad old ones count as none.
+    """
+    files = limit_files(new, machine, name)
+    try:
+        gone = limit_files(old, machine, name).keys() - files.keys()
+    except BadRequestError:
+        gone = set()
+    everything = {"cpuset.cpus": ",".join(str(cpu) for cpu in machine.cpus)}
+    return files | {file: everything.get(file) or _NO_LIMIT[file] for file in sorted(gone)}
 
 
 def _memory(config: Config, machine: Machine, files: dict[str, str]) -> None:

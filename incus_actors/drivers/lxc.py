@@ -36,7 +36,7 @@ from incus_actors.drivers.base import (
 )
 from incus_actors.drivers.child import helper_argv, run_helper
 from incus_actors.drivers.exec_session import HelperExecSession
-from incus_actors.drivers.limits import limit_files
+from incus_actors.drivers.limits import changed_files, limit_files
 from incus_actors.drivers.lxc_config import SECCOMP_POLICY, container_group, lxc_config, validate
 from incus_actors.drivers.lxc_host import LxcHost, find_init, require_parents
 from incus_actors.drivers.lxc_running import RunningContainer
@@ -192,7 +192,7 @@ class LxcDriver:
         """Make changed `limits.*` true for a running instance; nothing for a stopped one."""
         running = self._find(spec)
         if running is not None:
-            files = limit_files(spec.config, self._host.machine(), spec.disk_name)
+            files = changed_files(running.spec.config, spec.config, self._host.machine(), spec.disk_name)
             try:
                 cgroups.write_limits(self._host.layout, running.group, files)
             except OSError as error:

@@ -142,7 +142,10 @@ EVIL: dict[str, tuple[Callable[[], Builder], str]] = {
     "yaml tag": (lambda: Builder(b"!!python/object/apply:os.system ['true']\n"), "can't be parsed"),
     "yaml list": (lambda: Builder(b"- a\n- b\n"), "is no mapping"),
     "no architecture": (lambda: Builder(b"creation_date: 1700000000\n"), "Architecture isn't supported: "),
-    "odd architecture": (lambda: Builder(b"architecture: z80\ncreation_date: 1\n"), "Architecture isn't supported: z80"),
+    "odd architecture": (
+        lambda: Builder(b"architecture: z80\ncreation_date: 1\n"),
+        "Architecture isn't supported: z80",
+    ),
     "no date": (lambda: Builder(b"architecture: x86_64\n"), "Missing creation date"),
     "date is text": (
         lambda: Builder(b"architecture: x86_64\ncreation_date: soon\n"),

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from incus_actors.drivers.limits import Machine, choose_cpus, limit_files, parse_memory_bytes, parse_size_bytes
+from incus_actors.drivers.limits import (
+    Machine,
+    changed_files,
+    choose_cpus,
+    limit_files,
+    parse_memory_bytes,
+    parse_size_bytes,
+)
 from incus_actors.errors import BadRequestError
 
 V1 = {"cpu": 1, "cpuset": 1, "memory": 1, "pids": 1}
@@ -60,6 +67,21 @@ def test_bad_cpus(text: str) -> None:
 
 def test_nothing_set_is_nothing_written() -> None:
     assert limit_files({}, MACHINE, "c") == {}
+
+
+def test_taking_limits_away() -> None:
+    old = {"limits.memory": "1MiB", "limits.processes": "5", "limits.cpu": "1", "limits.cpu.allowance": "10ms/20ms"}
+    assert changed_files(old, {"limits.processes": "6"}, MACHINE, "c") == {
+        "pids.max": "6",
+        "memory.limit_in_bytes": "-1",
+        "cpuset.cpus": "0,1,2,3",
+        "cpu.cfs_period_us": "100000",
+        "cpu.cfs_quota_us": "-1",
+    }
+    second = Machine(1 << 30, (0, 1), dict.fromkeys(V1, 2))
+    everything = {**old, "limits.memory.swap": "false", "limits.cpu.allowance": "10%"}
+    assert set(changed_files(everything, {}, second, "c").values()) == {"max", "0,1", "100"}
+    assert changed_files({"limits.memory": "odd"}, {}, MACHINE, "c") == {}
 
 
 def test_missing_controllers_are_left_out() -> None:

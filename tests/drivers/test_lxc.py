@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drivers_kit import Machine, groups_naming, mounts_naming, processes_naming
+from drivers_kit import PATH, Machine, groups_naming, mounts_naming, processes_naming
 
 from incus_actors.drivers import cgroups, processes
 from incus_actors.drivers.base import (
     DriverError,
+    ExecRequest,
     ExitNotice,
     InstanceBusyError,
     InstanceSpec,
@@ -131,6 +132,9 @@ async def test_limits_are_in_the_control_groups(lxc_machine: Machine) -> None:
     await driver.apply_limits(changed)
     assert value("memory", "memory.limit_in_bytes", "memory.max") == str(128 << 20)
     assert value("pids", "pids.max", "pids.max") == "99"
+    await driver.apply_limits(replace(changed, config={"limits.processes": "99"}))
+    assert value("memory", "memory.limit_in_bytes", "memory.max") != str(128 << 20)
+    assert (await driver.state(spec)).memory_total_bytes > 128 << 20
     code, _, _ = await lxc_machine.run(spec, "sh", "-c", "for i in $(seq 200); do sleep 60 & done; wait")
     assert code != 0  # fork fails
 
@@ -224,6 +228,24 @@ async def test_a_reboot_from_inside_is_no_end(lxc_machine: Machine) -> None:
             except DriverError:
                 await asyncio.sleep(0.05)
     assert code == 0
+
+
+async def test_a_reboot_while_no_daemon_is_there(lxc_machine: Machine) -> None:
+    spec = await lxc_machine.create("g1-reboot2")
+    first = await lxc_machine.driver.start(spec)
+    stat = processes.stat_of(first.init_pid)
+    assert stat is not None
+    session = await lxc_machine.driver.exec(spec, ExecRequest(("sh", "-c", "sleep 0.3; reboot -f"), PATH))
+    await lxc_machine.driver.close()
+    async with asyncio.timeout(15):
+        while processes.identity_of(stat.parent) is not None:
+            await asyncio.sleep(0.02)
+    await session.close()
+    driver = LxcDriver(lxc_machine.directory)
+    assert driver.availability().available
+    lxc_machine.driver = driver
+    assert await driver.recover([spec]) == [spec]
+    assert (await driver.state(spec)).init_pid != first.init_pid
 
 
 async def test_a_dead_monitor_is_cleaned_up_after(lxc_machine: Machine) -> None:

@@ -27,7 +27,7 @@ class Suspicion:
         self.why = "timeout"
         self.held: dict[MemberId, tuple[Envelope, int]] = {}
         self._spent: dict[tuple[MemberId, int], int] = {}
-        self._recent: deque[int] = deque()
+        self._recent: deque[tuple[int, MemberId]] = deque()  #: when, and whom we forgot
 
     # -- evidence -------------------------------------------------------------------------------------------------
 
@@ -43,6 +43,9 @@ class Suspicion:
         """A new incarnation under the leader's id proves that the process that led is gone (E3); an answer from
         the same one proves that it is alive, and settles the pre-votes that waited for it (F2)."""
         node = self.node
+        if changed:
+            # The process that we forgot had really gone: that campaign was no false alarm and costs nothing.
+            self._recent = deque(spent for spent in self._recent if spent[1] != envelope.source)
         if envelope.source != node.leader:
             return
         if changed:
@@ -79,16 +82,16 @@ class Suspicion:
         return True
 
     def _within_budget(self, evidence: str) -> bool:
+        if evidence == CERTAIN:
+            return True
         node = self.node
         key = (node.leader, node.incarnations.get(node.leader, 0))
-        while self._recent and self._recent[0] <= node.now - MINUTE_MS:
+        while self._recent and self._recent[0][0] <= node.now - MINUTE_MS:
             self._recent.popleft()
-        if evidence != CERTAIN and (
-            self._spent.get(key, 0) >= BUDGET_PER_INCARNATION or len(self._recent) >= BUDGET_PER_MINUTE
-        ):
+        if self._spent.get(key, 0) >= BUDGET_PER_INCARNATION or len(self._recent) >= BUDGET_PER_MINUTE:
             return False
         self._spent = {key: self._spent.get(key, 0) + 1}
-        self._recent.append(node.now)
+        self._recent.append((node.now, node.leader))
         return True
 
     def found_leader(self) -> None:

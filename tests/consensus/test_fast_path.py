@@ -188,6 +188,25 @@ def test_f5_the_budget_of_a_minute_is_four() -> None:
     assert core.suspicion.forget("E2")
 
 
+def test_f5_who_was_rightly_forgotten_costs_no_budget() -> None:
+    """Ten crashes in a minute are ten fast elections; only false alarms are counted."""
+    world = led_by_one()
+    for _ in range(10):
+        leader = world.leader()
+        assert leader is not None
+        world.crash(leader.id)
+        world.links_down(leader.id, "E2")
+        start = world.now
+        world.run(500, until=lambda: world.leader() is not None)
+        assert world.now - start <= 60
+        world.start(leader.id)
+        for other in sorted(world.cores):
+            if other != leader.id:
+                world.step(leader.id, ev.LinkUp(other))
+                world.step(other, ev.LinkUp(leader.id))
+        world.run(600)
+
+
 def test_f6_a_heartbeat_of_the_same_term_ends_the_suspicion() -> None:
     world = led_by_one()
     core = world.cores[2]

@@ -231,7 +231,7 @@ class ExecSession(Protocol):
     stderr: asyncio.StreamReader | None
 
     def resize(self, width: int, height: int) -> None:
-        """Set the pty's size; nothing without one."""
+        """Set the pty's size; nothing without one. Sizes no terminal has are cut to 0–65535."""
 
     def signal(self, number: int) -> None:
         """Send a signal to the process inside; nothing if it is gone. Raises ValueError if no signal."""

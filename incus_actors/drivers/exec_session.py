@@ -182,7 +182,7 @@ class HelperExecSession:
         await self._talk.finish()
 
     def resize(self, width: int, height: int) -> None:
-        """Set the pty's size (characters); nothing without one. Raises ValueError for impossible sizes."""
+        """Set the pty's size (characters); nothing without one. Sizes no terminal has are cut to 0–65535."""
         if self._terminal >= 0:
             with contextlib.suppress(OSError):  # what the instance gave us is no terminal (any more)
                 _set_size(self._terminal, width, height)
@@ -240,12 +240,11 @@ def request_fields(request: ExecRequest) -> list[Field]:
         ("gid", str(request.gid)),
         ("cwd", request.cwd or "/"),
         ("interactive", "1" if request.interactive else "0"),
-        ("width", str(request.width or 80)),
-        ("height", str(request.height or 24)),
+        ("width", str(min(max(request.width, 0), 65_535) or 80)),
+        ("height", str(min(max(request.height, 0), 65_535) or 24)),
     ]
 
 
 def _set_size(terminal: int, width: int, height: int) -> None:
-    if not (0 <= width < 65_536 and 0 <= height < 65_536):
-        raise ValueError(f"no terminal is {width}x{height}")
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+    rows, columns = (min(max(size, 0), 65_535) for size in (height, width))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -7,6 +7,7 @@ told. Called by services/join.py and services/members.py. Must never fall back t
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,6 @@ class PeerClient:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return str(error.os_error.strerror or error.os_error)
+    if isinstance(error, OSError) and error.errno:  # aiohttp's connector errors are OSErrors
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__

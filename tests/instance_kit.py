@@ -293,9 +293,9 @@ class Machine:
         meanwhile()
         await self.start()
 
-    async def execute(self, sql: str, *params: Any) -> None:
+    async def execute(self, sql: str, *params: Any, topic: str = "instances") -> None:
         """Change the state behind everybody's back."""
-        outcome = await self.server.consensus.propose(Transaction((Statement(sql, params),), (), ("instances",)))
+        outcome = await self.server.consensus.propose(Transaction((Statement(sql, params),), (), (topic,)))
         assert outcome.applied, outcome
 
     async def add_pool(self, name: str = "local") -> None:

@@ -14,12 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from incus_actors.actors.actor import Actor, Later
+from incus_actors.actors.clean_stop import CleanStop
 from incus_actors.actors.host import STORAGE_PATH, Host, check_free, source_of
 from incus_actors.actors.instance_messages import (
     Create,
     Delete,
     Exited,
     Freeze,
+    ProfilesChanged,
     Rename,
     Repair,
     Restart,
@@ -30,11 +32,11 @@ from incus_actors.actors.instance_messages import (
 from incus_actors.actors.storage import CreateVolume, DeleteVolume, RenameVolume
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import is_true
+from incus_actors.domain.instances import check_hotplug
 from incus_actors.drivers.base import ExitNotice, InstanceSpec, RunStatus
 from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries.instances import InstanceRecord
-from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
@@ -44,21 +46,13 @@ RESTARTS = 10  #: boot.autorestart: so many within RESTARTS_S
 RESTARTS_S = 60.0
 
 
-class _CleanStop:
-    """A clean stop that waits: a forced one may cut it short."""
-
-    def __init__(self) -> None:
-        self.impatient = asyncio.Event()
-        self.done = asyncio.Event()
-
-
 class InstanceActor(Actor):
     """Serialises the work on one instance. Only a clean stop is done beside the mailbox: a kill may overtake it."""
 
     def __init__(self, host: Host, instance_id: int) -> None:
         self._host = host
         self._id = instance_id
-        self._clean_stop: _CleanStop | None = None
+        self._clean_stop: CleanStop | None = None
         self._restarts: list[float] = []
 
     async def started(self) -> None:
@@ -98,6 +92,8 @@ class InstanceActor(Actor):
                 await self._delete(caller)
             case Repair():
                 await self._repair()
+            case ProfilesChanged():
+                await self._profiles_changed()
             case _:
                 return self.unhandled(message)
         return None
@@ -241,7 +237,7 @@ class InstanceActor(Actor):
             if not message.force:
                 check_free(True, "stop")
             waiting.impatient.set()
-            return Later(_until(waiting.done))
+            return Later(waiting.wait())
         record = self._ready()
         self._check_running(record)
         if message.force:
@@ -250,7 +246,7 @@ class InstanceActor(Actor):
             await self._host.driver.stop(self._spec_or_less(record), force=True)
             await self._stopped(record, message.caller, "instance-stopped", message.keep_power)
             return None
-        self._clean_stop = _CleanStop()
+        self._clean_stop = CleanStop()
         return Later(self._stop_cleanly(record, message, self._clean_stop))
 
     def _check_running(self, record: InstanceRecord) -> None:
@@ -263,7 +259,7 @@ class InstanceActor(Actor):
         except (BadRequestError, NotFoundError):
             return self._host.status_spec(record)  # no pool, no root disk: it must still be possible to stop it
 
-    async def _stop_cleanly(self, record: InstanceRecord, message: Stop, clean: _CleanStop) -> None:
+    async def _stop_cleanly(self, record: InstanceRecord, message: Stop, clean: CleanStop) -> None:
         try:
             await self._clean_or_killed(record, message.timeout_s, clean)
             await self._stopped(record, message.caller, "instance-shutdown", message.keep_power)
@@ -271,28 +267,15 @@ class InstanceActor(Actor):
             self._clean_stop = None
             clean.done.set()
 
-    async def _clean_or_killed(self, record: InstanceRecord, timeout_s: float, clean: _CleanStop) -> None:
-        """Wait for a clean end, or kill it as soon as somebody loses patience."""
-        driver, spec = self._host.driver, self._spec_or_less(record)
-        driver.unwatch(spec)
-        stopping = spawn(_outcome(driver.stop(spec, timeout_s=timeout_s)), name=f"stop {spec.disk_name}")
-        impatient = spawn(clean.impatient.wait(), name=f"impatience {spec.disk_name}")
+    async def _clean_or_killed(self, record: InstanceRecord, timeout_s: float, clean: CleanStop) -> None:
+        spec = self._spec_or_less(record)
+        self._host.driver.unwatch(spec)
         try:
-            await asyncio.wait({stopping, impatient}, return_when=asyncio.FIRST_COMPLETED)
-            if not stopping.done():
-                stopping.cancel()
-                await asyncio.wait({stopping})
-                if driver.status(spec) is not RunStatus.STOPPED:
-                    await driver.stop(spec, force=True)
-                return
-            failure = stopping.result()
-            if failure is not None:
-                if driver.status(spec) is not RunStatus.STOPPED:
-                    self._watch(spec)
-                raise failure
-        finally:
-            stopping.cancel()
-            impatient.cancel()
+            await clean.run(self._host.driver, spec, timeout_s)
+        except Exception:
+            if self._status(record) is not RunStatus.STOPPED:
+                self._watch(spec)
+            raise
 
     async def _stopped(self, record: InstanceRecord, caller: Any, action: str, keep_power: bool) -> None:
         """Record the end of an instance; an ephemeral one goes away."""
@@ -308,12 +291,12 @@ class InstanceActor(Actor):
     def _receive_restart(self, message: Restart) -> Later:
         record = self._ready()
         self._check_running(record)
-        clean = self._clean_stop = _CleanStop()
+        clean = self._clean_stop = CleanStop()
         if message.force:
             clean.impatient.set()
         return Later(self._restart(record, message, clean))
 
-    async def _restart(self, record: InstanceRecord, message: Restart, clean: _CleanStop) -> None:
+    async def _restart(self, record: InstanceRecord, message: Restart, clean: CleanStop) -> None:
         try:
             if message.force:
                 self._host.driver.unwatch(self._host.status_spec(record))
@@ -379,22 +362,32 @@ class InstanceActor(Actor):
     # --- update, rename, delete -----------------------------------------------------------------------------
 
     async def _update(self, message: Update) -> None:
+        """First the machine, then the rows; when the rows can't be changed, the machine goes back."""
         before = self._ready()
-        node_id = self._host.member_id()
-        await self._host.commit(transactions.update(self._id, node_id, message.change, message.guards))
-        record = self._host.record(self._id)
-        if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
-            await self._apply_limits(before, record)
-        self._tell_all("instance-updated", record, message.caller)
+        after = replace(before, expanded_config=dict(message.config))
+        running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
+        if running:
+            check_hotplug(before.expanded_devices, message.devices)
+            await self._apply_limits(after)
+        try:
+            change = transactions.update(self._id, before.node_id, message.change, message.guards)
+            await self._host.commit(change)
+        except ApiError:
+            if running:
+                await self._apply_limits(before)
+            raise
+        self._tell_all("instance-updated", before, message.caller)
 
-    async def _apply_limits(self, before: InstanceRecord, record: InstanceRecord) -> None:
-        changed = {
-            key
-            for key in before.expanded_config.keys() | record.expanded_config.keys()
-            if key.startswith("limits.") and before.expanded_config.get(key) != record.expanded_config.get(key)
-        }
-        if changed:
-            await self._host.driver.apply_limits(self._host.spec(record))
+    async def _apply_limits(self, record: InstanceRecord) -> None:
+        await self._host.driver.apply_limits(self._host.spec(record))
+
+    async def _profiles_changed(self) -> None:
+        try:
+            record = self._ready()
+            if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
+                await self._apply_limits(record)
+        except ApiError as error:
+            _log.warning("instance %d doesn't follow its profiles: %s", self._id, error)
 
     async def _rename(self, message: Rename) -> None:
         record = self._ready()
@@ -427,16 +420,3 @@ class InstanceActor(Actor):
             raise BadRequestError("Instance is running")
         await self._mark_and_remove(record)
         self._tell_all("instance-deleted", record, caller)
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-async def _outcome(work: Any) -> Exception | None:
-    """Return the failure instead of raising it: nobody may be left to look at this task."""
-    try:
-        await work
-    except Exception as error:
-        return error
-    return None

@@ -5,7 +5,7 @@ Owns only data. Used by the instance service, InstancesSupervisor and InstanceAc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,14 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Replace what a user may change; running instances take over new limits at once."""
+    """Replace what a user may change; running instances take over new limits at once.
+
+    `config` and `devices` are what the change makes of the instance with its profiles applied.
+    """
 
     change: InstanceChange
+    config: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, str]]
     guards: Sequence[Guard] = ()
     caller: Any = None
 
@@ -89,6 +94,11 @@ class Delete:
 @dataclass(frozen=True, slots=True)
 class Repair:
     """Finish what a crash interrupted: an instance in a phase goes away for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilesChanged:
+    """Some profile was changed: a running instance takes over new limits."""
 
 
 @dataclass(frozen=True, slots=True)

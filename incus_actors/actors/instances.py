@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 from incus_actors.actors.actor import Actor, ChildSpec, Later
 from incus_actors.actors.host import Host
 from incus_actors.actors.instance import InstanceActor
-from incus_actors.actors.instance_messages import Freeze, Repair, Restart, Start, Stop
+from incus_actors.actors.instance_messages import Freeze, ProfilesChanged, Repair, Restart, Start, Stop
 from incus_actors.actors.messages import remote_message
 from incus_actors.actors.ref import ActorDeadError, ActorRef
 from incus_actors.domain import transactions_instances as transactions
@@ -74,11 +75,25 @@ class InstancesSupervisor(Actor):
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._unsubscribe: Callable[[], None] | None = None
 
     async def started(self) -> None:
         """Adopt what runs, on whatever state is here; the rest follows when the state is certain."""
         await self._adopt()
+        self._unsubscribe = self._host.consensus().subscribe_applied(self._applied)
         self.context.run(self._converge(), name="instances: repair and autostart")
+
+    async def stopped(self, reason: str) -> None:
+        """Stop listening."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    def _applied(self, _index: int, topics: frozenset[str]) -> None:
+        if "profiles" in topics:
+            for name in self.context.children():
+                child = self.context.child(name)
+                if child is not None:
+                    child.tell(ProfilesChanged())
 
     async def receive(self, message: object) -> object:
         """Give references; stop everything."""

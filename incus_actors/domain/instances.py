@@ -137,6 +137,22 @@ def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
             raise BadRequestError(f'Invalid value for device option "size": {error}') from None
 
 
+def check_hotplug(old: Devices, new: Devices) -> None:
+    """Raise BadRequestError when a device would have to come, go or change while the instance runs.
+
+    What only we look at (a size without quota, user.* options, devices of type none) may change any time.
+    """
+    for name in sorted(old.keys() | new.keys()):
+        if _effective(old.get(name)) != _effective(new.get(name)):
+            raise BadRequestError(f'Invalid devices: Device "{name}" can only be changed while the instance is stopped')
+
+
+def _effective(device: Mapping[str, str] | None) -> dict[str, str]:
+    if device is None or device.get("type") == "none":
+        return {}
+    return {key: value for key, value in device.items() if key != "size" and not key.startswith("user.")}
+
+
 # --- volatile keys ------------------------------------------------------------------------------------------
 
 

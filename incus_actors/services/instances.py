@@ -22,6 +22,7 @@ from incus_actors.actors.ref import AskError
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import instances as rules
 from incus_actors.domain.instance_config import check_config, is_true
+from incus_actors.domain.instances import ProfileLayer
 from incus_actors.domain.names import check_instance_name
 from incus_actors.domain.placement import Candidate
 from incus_actors.domain.transactions_instances import InstanceChange, fingerprint_guard
@@ -248,14 +249,16 @@ class InstanceService:
     async def _update(self, record: InstanceRecord, put: InstancePut, caller: Any) -> None:
         with self._host.database().snapshot() as snapshot:
             seen = queries.settings_fingerprint(snapshot, record.id)
-            change, expanded = self._checked_change(snapshot, record, put)
-        self._check_devices(record, expanded)
+            change, layers = self._checked_change(snapshot, record, put)
+        devices = rules.expand_devices(layers, change.devices)
+        self._check_devices(record, devices)
         guards = (fingerprint_guard(record.id, seen),)
-        await self._ask(record.id, Update(change, guards, caller))
+        expanded = rules.expand_config(layers, change.config)
+        await self._ask(record.id, Update(change, expanded, devices, guards, caller))
 
     def _checked_change(
         self, db: Reader, record: InstanceRecord, put: InstancePut
-    ) -> tuple[InstanceChange, dict[str, dict[str, str]]]:
+    ) -> tuple[InstanceChange, list[ProfileLayer]]:
         names = put.profiles if put.profiles is not None else []
         if len(set(names)) < len(names):
             raise BadRequestError("Duplicate profile found in request")
@@ -273,7 +276,6 @@ class InstanceService:
         except ValueError:
             architecture = number_of(record.architecture)
         layers = queries.profile_layers(db, ids.values())
-        expanded = rules.expand_devices((layers[ids[name]] for name in names), put.devices)
         change = InstanceChange(
             architecture=architecture,
             ephemeral=put.ephemeral,
@@ -283,7 +285,7 @@ class InstanceService:
             devices=put.devices,
             profile_ids=[ids[name] for name in names],
         )
-        return change, expanded
+        return change, [layers[ids[name]] for name in names]
 
     def _check_devices(self, record: InstanceRecord, expanded: Mapping[str, Mapping[str, str]]) -> None:
         try:

@@ -6,8 +6,9 @@ import os
 
 import msgspec
 import pytest
-from instance_kit import machines
+from instance_kit import machines, until
 
+from incus_actors.drivers.base import DriverError
 from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model.instances import InstancePatch, InstancePut, InstanceStatePut
 
@@ -61,9 +62,38 @@ async def test_updates_replace_and_patches_merge(machine):
     await life.patch("default", "c1", InstancePatch(config={"user.y": ""}))
     assert "user.y" not in life.get("default", "c1").config
     assert machine.actions[-1] == "instance-updated"
-    assert "apply_limits c1" not in machine.driver.calls
     await life.patch("default", "c1", InstancePatch(config={"limits.memory": "64MiB"}))
     assert "apply_limits c1" in machine.driver.calls
+
+
+async def test_limits_that_the_machine_refuses_are_not_recorded(machine):
+    life = machine.instances.life
+    await machine.create(start=True)
+    machine.driver.fail["apply_limits"] = DriverError("Failed to set limits: Device or resource busy")
+    with pytest.raises(MemberError, match="busy"):
+        await life.patch("default", "c1", InstancePatch(config={"limits.memory": "1MiB"}))
+    assert "limits.memory" not in life.get("default", "c1").config
+
+
+async def test_running_instances_follow_their_profiles(machine):
+    await machine.create(start=True)
+    machine.driver.calls.clear()
+    await machine.execute("INSERT INTO profiles_config (profile_id, key, value) VALUES (1, 'limits.processes', '9')")
+    assert machine.instances.life.get("default", "c1").expanded_config["limits.processes"] == "9"
+    await machine.execute("UPDATE profiles SET description = 'x'", topic="profiles")
+    await until(lambda: "apply_limits c1" in machine.driver.calls)
+
+
+async def test_devices_stay_while_it_runs(machine):
+    life = machine.instances.life
+    await machine.create(start=True)
+    disk = {"d": {"type": "disk", "source": "/tmp", "path": "/mnt"}}
+    with pytest.raises(BadRequestError, match='Device "d" can only be changed while the instance is stopped'):
+        await life.update("default", "c1", put_of(machine, devices=disk))
+    root = {"root": {"type": "disk", "path": "/", "pool": "local", "size": "1GiB"}}
+    await life.update("default", "c1", put_of(machine, devices=root))
+    await life.change_state("default", "c1", InstanceStatePut(action="stop", force=True))
+    await life.update("default", "c1", put_of(machine, devices=disk))
 
 
 async def test_bad_updates_change_nothing(machine):

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from incus_actors.drivers import liblxc
 from incus_actors.drivers.base import DriverError
 

@@ -29,7 +29,10 @@ async def test_life(process_machine: Machine) -> None:
     state = await driver.start(spec)
     assert driver.info.name == "process"
     assert state.status is RunStatus.RUNNING
-    assert (state.memory_usage_bytes > 0, state.memory_peak_bytes) == (True, -1)
+    assert state.memory_peak_bytes == -1  # not counted without control groups
+    async with asyncio.timeout(10):  # the kernel's own count of a young process lags behind
+        while (await driver.state(spec)).memory_usage_bytes == 0:
+            await asyncio.sleep(0.02)
     with pytest.raises(InstanceBusyError, match=r"^The instance is already running$"):
         await driver.start(spec)
     await driver.stop(spec, force=True)

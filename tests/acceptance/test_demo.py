@@ -1,0 +1,90 @@
+"""The demo as a new user runs it: as root, without root, interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from incus_actors.lab import debris
+
+DEMO = [sys.executable, "-m", "incus_actors", "demo", "--fast"]
+
+
+def facts_of(done: subprocess.CompletedProcess[str]) -> dict:
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0, facts
+    return facts
+
+
+def check(facts: dict, driver: str) -> None:
+    assert facts["driver"] == driver
+    assert len(facts["members"]) == 3
+    assert sorted(i["location"] for i in facts["instances"]) == ["m1", "m1", "m2", "m2", "m3", "m3"]
+    assert all(i["status"] == "Running" for i in facts["instances"])
+    assert facts["failover_ms"]["write"] > 0
+    assert facts["verdict"]["lost"] == 0
+    assert facts["verdict"]["acknowledged"] > 0
+    assert facts["forced_clean_up"] == [], "every daemon and container ended by itself"
+
+
+def test_as_root_with_real_containers(tmp_path: Path) -> None:
+    data = tmp_path / "demo"
+    begin = time.monotonic()
+    done = subprocess.run(
+        [*DEMO, "--json", "--port", "10443", "--data", str(data)], capture_output=True, text=True, timeout=110
+    )
+    check(facts_of(done), "lxc")
+    assert time.monotonic() - begin < 60
+    assert not data.exists()
+    assert debris.processes_of(data) == []
+
+
+def test_without_root_on_the_process_driver(tmp_path: Path) -> None:
+    """The interpreter may be below /root: a private mount namespace lets `nobody` reach it."""
+    interpreter = Path(sys.executable).resolve()
+    data = Path("/var/tmp") / f"demo-{os.getpid()}"  # short enough for a unix socket, and not below a 0700 directory
+    data.mkdir()
+    os.chown(data, 65534, 65534)
+    show = ""
+    if str(interpreter).startswith("/root/"):
+        inside = "/root/" + str(interpreter).split("/")[2]
+        show = (
+            f"mkdir -p {data}/py && mount --bind {inside} {data}/py && mount -t tmpfs -o mode=755 tmpfs /root && "
+            f"mkdir {inside} && mount --move {data}/py {inside} && "
+        )
+    command = " ".join([*DEMO, "--json", "--port", "10543", "--data", f"{data}/state"])
+    script = (
+        f"mount --make-rprivate / && {show}cd {data} && exec setpriv --reuid=65534 --regid=65534 --clear-groups "
+        f"env HOME={data} PYTHONDONTWRITEBYTECODE=1 {command}"
+    )
+    try:
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=110)
+        assert done.stdout, done.stderr
+        facts = facts_of(done)
+        check(facts, "process")
+        assert any("system containers need root" in step["text"] for step in facts["steps"]), "it says why"
+    finally:
+        debris.remove(data)
+
+
+def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "demo"
+    process = subprocess.Popen(
+        [*DEMO, "--port", "10643", "--data", str(data)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "instances started" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert "interrupted" in rest
+    assert "cleaned up" in rest
+    assert not data.exists()
+    assert debris.processes_of(data) == []

@@ -198,7 +198,7 @@ async def post_instance(request: web.Request) -> web.StreamResponse:
     if post.migration or target:
         if target and target == gateway(request).identity.name:
             raise BadRequestError("Requested target server is the same as current server")
-        raise NotImplementedHereError("Moving instances is not supported yet")
+        raise NotImplementedHereError("Copying and moving instances is not supported yet")
     life.check_rename(project, name, post.name)
 
     async def run(_operation_: Operation) -> None:

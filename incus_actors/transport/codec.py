@@ -18,7 +18,6 @@ import msgspec
 
 from incus_actors.consensus import messages as m
 from incus_actors.consensus.messages import Envelope, Message
-from incus_actors.consensus.types import Configuration, Member
 
 CONTROL_MAX = 1 << 20  #: bytes of one message on the control lane
 BULK_MAX = 8 << 20  #: and on the bulk lane
@@ -193,33 +192,3 @@ def decode(data: bytes | memoryview, *, limit: int = CONTROL_MAX) -> Envelope:
     except (ValueError, RecursionError, OverflowError, TypeError) as error:  # msgspec's errors are ValueErrors
         raise CodecError(f"malformed message: {error}") from error
     return Envelope(version, cluster_id, epoch, source, destination, incarnation, term, message)
-
-
-_configuration: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(_shape(Configuration).wire)
-
-
-def encode_configuration(configuration: Configuration) -> bytes:
-    """Return the bytes of a configuration, as in a snapshot offer."""
-    return _encoder.encode(_shape(Configuration).to_wire(configuration))
-
-
-def decode_configuration(data: bytes) -> Configuration:
-    """Return the configuration. Raises CodecError."""
-    try:
-        found: Configuration = _shape(Configuration).from_wire(_configuration.decode(data))
-    except (ValueError, RecursionError, OverflowError, TypeError) as error:
-        raise CodecError(f"malformed configuration: {error}") from error
-    return found
-
-
-__all__ = [
-    "BULK_MAX",
-    "CONTROL_MAX",
-    "CodecError",
-    "Member",
-    "VersionError",
-    "decode",
-    "decode_configuration",
-    "encode",
-    "encode_configuration",
-]

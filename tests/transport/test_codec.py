@@ -161,11 +161,3 @@ def test_limits_and_versions() -> None:
         decode(encode(m.Envelope(2, b"cluster0", 0, 1, 2, 3, 4, m.ReadIndex(1))))
     with pytest.raises(TypeError):
         encode(m.Envelope(1, b"cluster0", 0, 1, 2, 3, 4, "hello"))  # type: ignore[arg-type]
-
-
-@settings(deadline=None)
-@given(of(Configuration))
-def test_configurations(configuration: Configuration) -> None:
-    assert codec.decode_configuration(codec.encode_configuration(configuration)) == configuration
-    with pytest.raises(CodecError):
-        codec.decode_configuration(codec.encode_configuration(configuration)[:-1])

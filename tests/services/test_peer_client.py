@@ -18,7 +18,7 @@ async def listening(directory, handler):
     pair = certificates.load_or_create(directory, "cluster", "peer")
     app = web.Application()
     app.router.add_post("/x", handler)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=TrustAnyClientContext(pair.certificate_path, pair.key_path))
     await site.start()

@@ -53,6 +53,7 @@ class Leadership:
         self.origins: deque[tuple[Index, MemberId]] = deque()
         self.accusers: dict[MemberId, Index] = {}
         self.diverged: dict[MemberId, Index] = {}
+        self.agreed: dict[MemberId, Index] = {}
         self.wire_key: tuple[Index, Index] = (0, 0)
         self.wire: tuple[WireEntry, ...] = ()
         self.sync_progress()
@@ -266,10 +267,17 @@ class Leadership:
             self.rounds.gate_opened()
 
     def compare_digest(self, progress: Progress, message: HeartbeatResponse) -> None:
-        """States at equal indexes must be equal (3.11); the one that differs from a majority is damaged."""
+        """States at equal indexes must be equal (3.11); the one that differs from a majority is damaged.
+
+        An agreement counts only from a place at or behind the difference: one from before it says nothing about
+        who has gone wrong since, and that may be this leader.
+        """
         node = self.node
         ours = node.digests.get(message.applied)
-        if not message.digest or ours is None or ours == message.digest:
+        if not message.digest or ours is None:
+            return
+        if ours == message.digest:
+            self.agreed[progress.id] = message.applied
             self.diverged.pop(progress.id, None)
             return
         if progress.id not in self.diverged:
@@ -278,7 +286,7 @@ class Leadership:
         if has_majority(node.voter_sets, self.diverged):
             node.fatal(f"the state of this leader differs from a majority at index {message.applied}", "amnesia")
             return
-        agreeing = {m for m in self.progress if m not in self.diverged and self.progress[m].digest}
+        agreeing = {m for m, index in self.agreed.items() if index >= message.applied and m not in self.diverged}
         if has_majority(node.voter_sets, agreeing | {node.id}) and not progress.excluded:
             progress.excluded = True
             node.count("members_excluded", reason="diverged")

@@ -217,7 +217,7 @@ class SnapshotReceiver:
         node, offer = self.node, self.offer
         if offer is None or self.installing or self.stored_offset < offer.size:
             return
-        if node.log.writing or node.applied < node.apply_sent:
+        if node.writes or node.applied < node.apply_sent:
             return
         if offer.index <= node.commit:
             self.offer = None  # entries were faster

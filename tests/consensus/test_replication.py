@@ -247,6 +247,29 @@ def test_a_diverged_state_is_noticed_and_taken_out() -> None:
         world.settle()
 
 
+def test_a_leader_that_has_diverged_itself_takes_nobody_out() -> None:
+    """Simulator, seed 114: the first follower to contradict was taken out because the other had agreed, before."""
+    world = World(3)
+    world.elect(1)
+    world.propose(1, 1)
+    world.settle()
+    world.run(200)
+    leader = world.cores[1]
+    assert leader.digests
+    world.propose(1, 2)
+    world.settle()
+    leader.digests[leader.applied] = b"gone bad"
+
+    def contradict(follower: int) -> list[fx.Effect]:
+        answer = m.HeartbeatResponse(0, leader.applied, b"the good", 0, 1 << 30, (), leader.last_index, 0, 0)
+        return world.step(1, ev.Receive(envelope(world, follower, 1, answer, term=leader.term)))
+
+    contradict(3)
+    assert not [e for e in world.messages(m.Goodbye) if e.destination == 3]
+    with pytest.raises(FatalError, match="differs from a majority"):
+        contradict(2)
+
+
 def test_malformed_configurations_change_nothing() -> None:
     world = World(3)
     leader = world.elect(1)

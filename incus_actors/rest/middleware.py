@@ -139,10 +139,11 @@ def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) 
     linked = {peer.id for peer in status.peers if peer.link} | {status.member_id}
     lacking = []
     for voters in status.configuration.voter_sets():
-        here, needed = len(voters & linked), len(voters) // 2 + 1
-        if here < needed:
+        here, needed = voters & linked, len(voters) // 2 + 1
+        if len(here) < needed:
+            reachable = ", ".join(_named(routing, member_id) for member_id in sorted(here)) or "none"
             missing = ", ".join(_named(routing, member_id) for member_id in sorted(voters - linked))
-            lacking.append(f"{here} of {len(voters)} voters reachable, {needed} needed; missing {missing}")
+            lacking.append(f"needs {needed} of {len(voters)} voters, reachable: {reachable}; missing: {missing}")
     detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
     return UnavailableError(
         f"Failed to begin transaction: no available leader found: {detail}",

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 BARRIER_S = 5.0
 BARRIER_AGAIN_S = 1.0
 START_S = 120.0
+REAP_AGAIN_S = 15.0  #: longer than a proposal lives
 CHANGE_S = 700.0
 STOP_DEFAULT_S = 30  #: boot.host_shutdown_timeout
 
@@ -50,6 +51,16 @@ class StopAll:
     """The daemon shuts the machine's instances down: stop all, remember what ran. Answer: None, when all is done."""
 
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reap:
+    """Nobody knows whether the rows of a new instance were committed: if they were, remove it again.
+
+    `uuid` is its volatile.uuid.
+    """
+
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,9 @@ class InstancesSupervisor(Actor):
                 return await self._actor_for(instance_id)
             case StopAll():
                 return Later(self._stop_all(message))
+            case Reap(uuid):
+                self.context.run(self._reap(uuid), name="instances: reap")
+                return None
             case ChangeAll():
                 return Later(self._change_all(message))
             case Adopt():
@@ -164,6 +178,16 @@ class InstancesSupervisor(Actor):
                 await asyncio.sleep(BARRIER_AGAIN_S)
             else:
                 return
+
+    async def _reap(self, uuid: str) -> None:
+        """Look when there is a quorum again, and once more when no proposal can be on its way any longer."""
+        for _ in range(2):
+            await self._barrier()
+            for record in self._own_records():
+                if record.phase == "creating" and record.config.get("volatile.uuid") == uuid:
+                    await self._repair(record)
+                    return
+            await asyncio.sleep(REAP_AGAIN_S)
 
     async def _repair(self, record: InstanceRecord) -> None:
         _log.warning("instance %s was interrupted while %s: it is removed", record.name, record.phase)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from incus_actors.errors import BadRequestError, NotFoundError, NotImplementedHereError
+from incus_actors.errors import BadRequestError, MemberError, NotFoundError, NotImplementedHereError
+from incus_actors.gateway.forwarding import NOT_READY
 from incus_actors.model.instances import (
     InstancePatch,
     InstancePost,
@@ -123,15 +124,33 @@ async def post_instances(request: web.Request) -> web.StreamResponse:
     post = decode_json(body, InstancesPost)
     if not who.forwarded:
         architecture = creator.image_architecture(project, post)
-        member = creator.place(request.query.get("target", ""), architecture=architecture)
-        if not gateway(request).routing.is_here(member):
-            return await gateway(request).forwarder.forward(request, member, body=body)
+        answer = await _create_elsewhere(
+            request, creator.place(request.query.get("target", ""), architecture=architecture), body
+        )
+        if answer is not None:
+            return answer
     creator.check(project, post)
 
     async def run(operation: Operation) -> None:
         await creator.create(project, post, operation.progress, who)
 
     return _operation(request, "Creating instance", post.name, run)
+
+
+async def _create_elsewhere(request: web.Request, members: list[int], body: bytes) -> web.StreamResponse | None:
+    """Return the answer of the best member that can be reached, None if that is this one.
+
+    A member that has just died is still online for a while; nothing was done there, so the next one may do it.
+    """
+    for number, member in enumerate(members, start=1):
+        if gateway(request).routing.is_here(member):
+            return None
+        try:
+            return await gateway(request).forwarder.forward(request, member, body=body)
+        except MemberError as error:
+            if str(error) != NOT_READY or number == len(members):
+                raise
+    return None
 
 
 async def put_instances(request: web.Request) -> web.StreamResponse:

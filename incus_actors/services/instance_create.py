@@ -15,7 +15,7 @@ from typing import Any
 
 from incus_actors.actors.host import INSTANCES_PATH, Host
 from incus_actors.actors.instance_messages import Create
-from incus_actors.actors.instances import ActorFor
+from incus_actors.actors.instances import ActorFor, Reap
 from incus_actors.actors.ref import AskError
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import instances as rules
@@ -23,7 +23,7 @@ from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import HIDDEN_PREFIX, check_config, is_true
 from incus_actors.domain.instances import ProfileLayer
 from incus_actors.domain.names import check_instance_name, petname
-from incus_actors.domain.placement import choose
+from incus_actors.domain.placement import candidates
 from incus_actors.domain.transactions_instances import NewInstance
 from incus_actors.drivers.base import InstanceSpec, ProgressReport
 from incus_actors.drivers.idmap import default_idmap
@@ -34,6 +34,7 @@ from incus_actors.errors import (
     MemberError,
     NotFoundError,
     NotImplementedHereError,
+    UnavailableError,
 )
 from incus_actors.model.architectures import number_of
 from incus_actors.model.instances import InstancesPost
@@ -80,15 +81,15 @@ class InstanceCreator:
 
     # --- before the operation -------------------------------------------------------------------------------
 
-    def place(self, target: str, *, architecture: str | None = None) -> int:
-        """Return the id of the member for a new instance. `target`: a member, "@group" or "".
+    def place(self, target: str, *, architecture: str | None = None) -> list[int]:
+        """Return the ids of the members for a new instance, best first. `target`: a member, "@group" or "".
 
         Raises NotFoundError, BadRequestError, ForbiddenError (evacuated), MemberError when none will do.
         """
         if not self._clustered():
             if target:
                 raise BadRequestError("Target only allowed when clustered")
-            return self._host.member_id()
+            return [self._host.member_id()]
         members = self._members.candidates()
         if target and not target.startswith("@"):
             named = [member for member in members if member.name == target]
@@ -96,14 +97,14 @@ class InstanceCreator:
                 raise NotFoundError(f'Cluster member "{target}" not found')
             if named[0].state == 2:
                 raise ForbiddenError("Cluster member is evacuated")
-            return named[0].member_id
+            return [named[0].member_id]
         group = target.removeprefix("@") or None
         if group is not None and not self._group_exists(group):
             raise BadRequestError(f'Cluster group "{group}" doesn\'t exist')
-        chosen = choose(members, architecture=architecture, group=group)
-        if chosen is None:
+        fit = candidates(members, architecture=architecture, group=group)
+        if not fit:
             raise MemberError("Couldn't find a cluster member for the instance")
-        return chosen.member_id
+        return [member.member_id for member in fit]
 
     def _group_exists(self, group: str) -> bool:
         return bool(self._host.database().scalar("SELECT COUNT(*) FROM cluster_groups WHERE name = ?", (group,)))
@@ -172,7 +173,11 @@ class InstanceCreator:
         await self._images.touch(image.id)
 
     async def _insert(self, new: NewInstance) -> int:
-        outcome = await self._host.consensus().propose(transactions.create(new))
+        try:
+            outcome = await self._host.consensus().propose(transactions.create(new))
+        except UnavailableError:
+            self._system.ref(INSTANCES_PATH).tell(Reap(new.config["volatile.uuid"]))
+            raise
         if outcome.status == "conflict":
             if outcome.label == "placement":
                 raise ForbiddenError("Cluster member is evacuated")

@@ -9,7 +9,7 @@ import pytest
 from instance_kit import ignore, machines, until
 
 from incus_actors.domain.instance_config import PHASE_KEY
-from incus_actors.errors import ApiError, BadRequestError, ForbiddenError, NotFoundError
+from incus_actors.errors import ApiError, BadRequestError, ForbiddenError, NotFoundError, OutcomeUnknownError
 from incus_actors.model.instances import InstanceSource, InstancesPost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images with owners: run as root")
@@ -120,6 +120,21 @@ async def test_a_race_for_a_name_has_one_winner(machine):
     assert PHASE_KEY not in machine.config("c1")
 
 
+async def test_rows_that_were_committed_after_all_are_removed_again(machine):
+    propose = machine.server.consensus.propose
+
+    async def unknown(transaction, **rest):
+        machine.server.consensus.propose = propose
+        assert (await propose(transaction, **rest)).applied
+        raise OutcomeUnknownError("no answer until the deadline")
+
+    machine.server.consensus.propose = unknown
+    with pytest.raises(OutcomeUnknownError):
+        await machine.create()
+    await until(lambda: not machine.exists("c1"))
+    await machine.create()
+
+
 async def test_a_name_is_made_up(machine):
     request = post(name="")
     machine.instances.creator.check("default", request)
@@ -138,7 +153,7 @@ async def test_progress_reads_as_in_incus(machine):
 
 async def test_targets_of_a_standalone_server(machine):
     creator = machine.instances.creator
-    assert creator.place("") == 1
+    assert creator.place("")[0] == 1
     with pytest.raises(BadRequestError, match=r"^Target only allowed when clustered$"):
         creator.place("m2")
 
@@ -147,17 +162,17 @@ async def test_placement_in_a_cluster(tmp_path):
     async with machines(tmp_path, 2, clustered=True) as (first, second):
         await first.add_image()
         creator = first.instances.creator
-        assert creator.place("") == 1
+        assert creator.place("")[0] == 1
         await first.create()
-        assert creator.place("") == 2
-        assert creator.place("@default") == 2
-        assert creator.place("node1") == 1
+        assert creator.place("") == [2, 1]
+        assert creator.place("@default")[0] == 2
+        assert creator.place("node1") == [1]
         with pytest.raises(NotFoundError, match=r'^Cluster member "nodezz" not found$'):
             creator.place("nodezz")
         with pytest.raises(BadRequestError, match=r'^Cluster group "nope" doesn\'t exist$'):
             creator.place("@nope")
         first.members.offline = {2}
-        assert creator.place("") == 1
+        assert creator.place("")[0] == 1
         await first.execute("UPDATE nodes SET state = 2 WHERE id = 2")
         with pytest.raises(ForbiddenError, match=r"^Cluster member is evacuated$"):
             creator.place("node2")

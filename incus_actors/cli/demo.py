@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,23 @@ from incus_actors.lab.writers import Writer, first_accepted_after, lost_writes
 INSTANCES = 6
 
 
+def free_ports(count: int, first: int = 8443) -> int:
+    """Return the first of `count` ports in a row, from `first` on, on which nobody listens."""
+    while not all(_is_free(port) for port in range(first, first + count)):
+        first += 10
+    return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 class DemoFailedError(Exception):
     """A step did not do what it must."""
 
@@ -48,10 +66,12 @@ def chosen_driver(directory: Path) -> tuple[str, str]:
 @click.option(
     "--data", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True, help="State directory."
 )
-@click.option("--port", default=8443, show_default=True, help="HTTPS port of the first member; the others follow.")
+@click.option(
+    "--port", default=None, type=int, help="HTTPS port of the first member; the others follow. [default: free]"
+)
 @click.option("--fast", is_flag=True, help="No pauses for the reader.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON at the end, nothing else.")
-def demo(keep: bool, data: Path, port: int, fast: bool, as_json: bool) -> None:
+def demo(keep: bool, data: Path, port: int | None, fast: bool, as_json: bool) -> None:
     """Form a cluster of three on this machine, kill its leader, and prove that nothing was lost."""
     directory = data.absolute()
     story = Story(as_json=as_json, pause_s=0.0 if fast else 0.6)
@@ -63,7 +83,7 @@ def demo(keep: bool, data: Path, port: int, fast: bool, as_json: bool) -> None:
     if directory.exists():
         debris.remove(directory)
     directory.mkdir(mode=0o711, parents=True)
-    cluster = LabCluster.on_loopback(3, directory, first_port=port)
+    cluster = LabCluster.on_loopback(3, directory, first_port=port or free_ports(3))
     code, kept = 1, False
     try:
         _tell(story, cluster)

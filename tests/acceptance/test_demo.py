@@ -35,9 +35,7 @@ def check(facts: dict, driver: str) -> None:
 def test_as_root_with_real_containers(tmp_path: Path) -> None:
     data = tmp_path / "demo"
     begin = time.monotonic()
-    done = subprocess.run(
-        [*DEMO, "--json", "--port", "10443", "--data", str(data)], capture_output=True, text=True, timeout=110
-    )
+    done = subprocess.run([*DEMO, "--json", "--data", str(data)], capture_output=True, text=True, timeout=110)
     check(facts_of(done), "lxc")
     assert time.monotonic() - begin < 60
     assert not data.exists()
@@ -57,7 +55,7 @@ def test_without_root_on_the_process_driver(tmp_path: Path) -> None:
             f"mkdir -p {data}/py && mount --bind {inside} {data}/py && mount -t tmpfs -o mode=755 tmpfs /root && "
             f"mkdir {inside} && mount --move {data}/py {inside} && "
         )
-    command = " ".join([*DEMO, "--json", "--port", "10543", "--data", f"{data}/state"])
+    command = " ".join([*DEMO, "--json", "--data", f"{data}/state"])
     script = (
         f"mount --make-rprivate / && {show}cd {data} && exec setpriv --reuid=65534 --regid=65534 --clear-groups "
         f"env HOME={data} PYTHONDONTWRITEBYTECODE=1 {command}"
@@ -74,9 +72,7 @@ def test_without_root_on_the_process_driver(tmp_path: Path) -> None:
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     data = tmp_path / "demo"
-    process = subprocess.Popen(
-        [*DEMO, "--port", "10643", "--data", str(data)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen([*DEMO, "--data", str(data)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "instances started" in line:

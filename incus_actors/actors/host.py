@@ -22,10 +22,10 @@ from incus_actors.drivers.base import (
     InstanceDriver,
     InstanceSpec,
     PoolSpec,
-    StorageDriver,
     VolumeSpec,
     disk_name,
 )
+from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.database import Database

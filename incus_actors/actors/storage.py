@@ -21,10 +21,10 @@ from incus_actors.drivers.base import (
     ImageFiles,
     PoolSpec,
     Progress,
-    StorageDriver,
     Usage,
     VolumeSpec,
 )
+from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import BadRequestError
 from incus_actors.state.queries import instances as queries
 

@@ -1,7 +1,7 @@
 """The vocabulary between those who decide (actors, services) and those who touch the machine (drivers).
 
-Owns the protocols InstanceDriver, StorageDriver, ImageStore and the frozen data they take and give. Called by
-InstanceActor, StorageActor and the image service. A driver must never touch the database, the network API or
+Owns the protocols InstanceDriver and ImageStore (StorageDriver: storage.py) and the frozen data they take and give.
+Called by InstanceActor, StorageActor and the image service. A driver must never touch the database, the network API or
 another member; its errors are DriverError (ours) or a ClientError (theirs), with the text the user reads.
 """
 
@@ -401,6 +401,9 @@ class ImageStore(Protocol):
 # --- storage ----------------------------------------------------------------------------------------------
 
 
+ContentType = Literal["filesystem", "block", "iso"]
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
     """A pool on this member; `config["source"]` may name a directory."""
@@ -419,11 +422,25 @@ class VolumeSpec:
     project: str = "default"
     kind: str = "container"
     config: Config = field(default_factory=dict)
+    content: ContentType = "filesystem"
 
     @property
     def disk_name(self) -> str:
-        """Return the directory name."""
-        return disk_name(self.project, self.name)
+        """Return the directory name. Names of custom volumes may hold "_", so theirs always begin with the project.
+
+        Raises ValueError for names that could leave their directory.
+        """
+        if self.kind != "custom":
+            return disk_name(self.project, self.name)
+        found = f"{self.project}_{self.name}"
+        if not self.name or not self.project or set("/\0\n") & set(found) or len(found.encode()) > 200:
+            raise ValueError(f"unsafe name {self.name!r}")
+        return found
+
+    @property
+    def label(self) -> str:
+        """Return how messages name it."""
+        return f'"{self.name}" in storage pool "{self.pool.name}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,51 +451,6 @@ class Usage:
     total_bytes: int
     used_inodes: int = 0
     total_inodes: int = 0
-
-
-@runtime_checkable
-class StorageDriver(Protocol):
-    """Keeps volumes in pools of one kind. All calls are idempotent towards repetition after a crash."""
-
-    info: DriverInfo
-
-    def availability(self) -> Availability:
-        """Return whether this kind of pool works here."""
-
-    def validate_pool(self, pool: PoolSpec) -> None:
-        """Raise BadRequestError for config that this driver does not know."""
-
-    async def create_pool(self, pool: PoolSpec) -> Mapping[str, str]:
-        """Make it; return the config as it is now (`source` filled in). Raises DriverError if not empty."""
-
-    async def delete_pool(self, pool: PoolSpec) -> None:
-        """Remove it. Raises DriverError if volumes are left."""
-
-    async def pool_usage(self, pool: PoolSpec) -> Usage:
-        """Return space and inodes of the pool."""
-
-    def volume_path(self, volume: VolumeSpec) -> Path:
-        """Return where the volume is (or would be)."""
-
-    def has_volume(self, volume: VolumeSpec) -> bool:
-        """Return whether it is there, complete."""
-
-    async def create_volume(
-        self, volume: VolumeSpec, image: ImageFiles | None = None, *, progress: Progress | None = None
-    ) -> Path:
-        """Make it, empty or from an image, complete or not at all; return its path. Raises DriverError."""
-
-    async def delete_volume(self, volume: VolumeSpec) -> None:
-        """Remove it; never follows links or crosses mounts. Idempotent."""
-
-    async def rename_volume(self, volume: VolumeSpec, new: VolumeSpec) -> None:
-        """Rename within the pool. Raises DriverError if the new name is taken."""
-
-    async def volume_usage(self, volume: VolumeSpec) -> Usage:
-        """Return what it uses; walks the tree if it must (in a helper)."""
-
-    async def reconcile(self, pool: PoolSpec) -> list[str]:
-        """At start: remove unfinished work; return a line for each thing removed."""
 
 
 def exit_code_of(status: int) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from incus_actors.drivers.base import Availability, InstanceDriver, StorageDriver
+from incus_actors.drivers.base import Availability, InstanceDriver
 from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.lxc import LxcDriver
 from incus_actors.drivers.process import ProcessDriver
+from incus_actors.drivers.storage import StorageDriver
 from incus_actors.drivers.storage_dir import DirStorage
 from incus_actors.errors import BadRequestError, MemberError
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from incus_actors.drivers import lxc
-from incus_actors.drivers.base import Availability, InstanceDriver, StorageDriver
+from incus_actors.drivers.base import Availability, InstanceDriver
 from incus_actors.drivers.registry import choose_drivers
+from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import BadRequestError, MemberError
 
 

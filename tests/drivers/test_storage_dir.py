@@ -49,7 +49,7 @@ async def test_a_source_directory_of_ones_own(storage: DirStorage, tmp_path_fact
     pool = PoolSpec("other", config={"source": str(source)})
     await storage.create_pool(pool)
     path = await storage.create_volume(VolumeSpec(pool, "v", kind="custom"))
-    assert path == source / "custom/v"
+    assert path == source / "custom/default_v"
     with pytest.raises(DriverError, match="not empty"):
         await storage.delete_pool(pool)
     await storage.delete_volume(VolumeSpec(pool, "v", kind="custom"))

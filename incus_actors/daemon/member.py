@@ -18,7 +18,7 @@ from incus_actors import __version__, service_manager
 from incus_actors.actors.instances import StopAll
 from incus_actors.consensus import bootstrap
 from incus_actors.daemon.parts import Parts, build_parts
-from incus_actors.daemon.state_setup import prepare_state
+from incus_actors.daemon.state_setup import prepare_state, wait_for_state
 from incus_actors.errors import ApiError
 from incus_actors.gateway.log_events import EventLogHandler
 from incus_actors.rest.app import build_app
@@ -54,7 +54,8 @@ class MemberDaemon:
             loop.add_signal_handler(number, self._ended.set)
         begin = time.monotonic()
         try:
-            await self._start()
+            if not await self._started_or_ended():
+                return self._exit_code
             log.info("incus_actors %s is ready after %.0f ms", __version__, (time.monotonic() - begin) * 1e3)
             service_manager.notify("READY=1", f"STATUS={self._status_line()}")
             await self._ended.wait()
@@ -62,6 +63,28 @@ class MemberDaemon:
             service_manager.notify("STOPPING=1")
             await self._stop()
         return self._exit_code
+
+    async def _started_or_ended(self) -> bool:
+        """Start; False if we were told to end first (a member may wait for its cluster for long). Raises as main."""
+        failures: list[Exception] = []
+
+        async def attempt() -> None:
+            try:
+                await self._start()
+            except Exception as error:  # raised below, once: a task's failure would be logged as well
+                failures.append(error)
+
+        starting = spawn(attempt(), name="start")
+        ended = spawn(self._ended.wait(), name="end while starting")
+        await asyncio.wait({starting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if failures:
+            raise failures[0]
+        if starting.done():
+            return True
+        starting.cancel()
+        await asyncio.wait({starting})
+        return False
 
     # -- start ----------------------------------------------------------------------------------------------------
 
@@ -83,6 +106,7 @@ class MemberDaemon:
         await parts.actors.start(parts.foundation)
         parts.consensus.subscribe_role(parts.journal.record)
         await prepare_state(parts.consensus, parts.database)
+        await wait_for_state(parts.database)
         parts.identity.refresh()
         parts.access.refresh()
         parts.consensus.subscribe_applied(self._applied)

@@ -33,6 +33,17 @@ def own_architecture() -> int:
     return architectures.number_of(architectures.native())
 
 
+async def wait_for_state(database: Database) -> None:
+    """Return once there is anything to read: at once, but for a member that lost its state file with its power, or
+    one killed in the middle of a join. The cluster's log brings it; without a leader this waits."""
+    waited = 0
+    while current_version(database) == 0:
+        if waited % 100 == 0:
+            log.warning("nothing of the database is here yet: waiting for the cluster")
+        waited += 1
+        await asyncio.sleep(0.1)
+
+
 async def prepare_state(consensus: Consensus, database: Database) -> None:
     """Bring the schema up to date and make the first rows if this member leads; a follower waits for nobody.
 

@@ -28,6 +28,7 @@ from incus_actors.lab.processes import LabMember
 from incus_actors.lab.writers import Writer, first_accepted_after, lost_writes
 
 INSTANCES = 6
+MARKER = ".incus-actors-demo"  #: in a directory that the demo may delete
 
 
 def free_ports(count: int, first: int = 8443) -> int:
@@ -49,6 +50,17 @@ def _is_free(port: int) -> bool:
 
 class DemoFailedError(Exception):
     """A step did not do what it must."""
+
+
+def _claim(directory: Path) -> None:
+    """Make the state directory anew, after what an earlier demo left; refuse anybody else's directory."""
+    marker = directory / MARKER
+    if directory.exists() and any(directory.iterdir()) and not marker.exists():
+        raise click.ClickException(f"{directory} is not empty and not a demo's: choose another --data")
+    if directory.exists():
+        debris.remove(directory)
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    marker.touch()
 
 
 def chosen_driver(directory: Path) -> tuple[str, str]:
@@ -80,9 +92,7 @@ def demo(keep: bool, data: Path, port: int | None, fast: bool, as_json: bool) ->
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     signal.signal(signal.SIGTERM, interrupted)
-    if directory.exists():
-        debris.remove(directory)
-    directory.mkdir(mode=0o711, parents=True)
+    _claim(directory)
     cluster = LabCluster.on_loopback(3, directory, first_port=port or free_ports(3))
     code, kept = 1, False
     try:

@@ -6,6 +6,8 @@ touch anything whose path is not inside the given directory.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -13,20 +15,47 @@ import subprocess
 import time
 from pathlib import Path
 
+RUN_DIRECTORY = "/run/incus-actors"
+
+
+def digests_of(directory: Path) -> set[str]:
+    """Return how the container driver abbreviates the state directories inside `directory` (drivers/lxc.py)."""
+    inside = [directory, *(p for p in directory.glob("*") if p.is_dir())] if directory.is_dir() else [directory]
+    return {hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10] for path in inside}
+
 
 def processes_of(directory: Path) -> list[int]:
-    """Return processes that run from, in, or for `directory`: named by command line, environment or root."""
-    needle = str(directory).encode()
+    """Return daemons and helpers whose INCUS_DIR is inside `directory`, and the monitors of its containers.
+
+    Never this process or one that it descends from, whatever their command lines say.
+    """
+    variable = f"INCUS_DIR={directory}/".encode()
+    monitors = [f"{RUN_DIRECTORY}/{digest} ".encode() for digest in digests_of(directory)]
+    spared = ancestors(os.getpid())
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdigit() or int(entry.name) in spared:
             continue
         try:
-            facts = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
+            command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
-        if needle in facts and b"INCUS_ACTORS_LAB_OBSERVER" not in facts:
+        ours = any(value.startswith(variable) for value in environment.split(b"\0"))
+        monitor = command.startswith(b"[lxc monitor]") and any(path in command for path in monitors)
+        if ours or monitor:
             found.append(int(entry.name))
+    return found
+
+
+def ancestors(pid: int) -> set[int]:
+    """Return a process and everything above it."""
+    found: set[int] = set()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
     return found
 
 
@@ -63,6 +92,7 @@ def mounts_below(directory: Path) -> list[str]:
 def remove(directory: Path) -> list[str]:
     """Kill, unmount and delete all of `directory`; return a line for each thing that had to be forced."""
     forced = []
+    digests = digests_of(directory)
     for _ in range(3):
         pids = descendants(processes_of(directory))
         for pid in pids:
@@ -77,6 +107,17 @@ def remove(directory: Path) -> list[str]:
     for point in mounts_below(directory):
         forced.append(f"unmounted {point}")
         subprocess.run(["umount", "-l", point], check=False, capture_output=True, timeout=30)
+    for digest in digests:
+        _remove_groups(digest)
+        Path(RUN_DIRECTORY, digest).unlink(missing_ok=True)
     if not mounts_below(directory):
         shutil.rmtree(directory, ignore_errors=True)
     return forced
+
+
+def _remove_groups(digest: str) -> None:
+    """Remove the empty control groups of one state directory, below every controller."""
+    for root in Path("/sys/fs/cgroup").glob(f"**/incus-actors-{digest}"):
+        for group, _, _ in os.walk(root, topdown=False):
+            with contextlib.suppress(OSError):  # busy: a process that we don't know of is in it, and stays
+                Path(group).rmdir()

@@ -84,3 +84,12 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     assert "cleaned up" in rest
     assert not data.exists()
     assert debris.processes_of(data) == []
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    done = subprocess.run([*DEMO, "--data", str(tmp_path)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "not a demo's" in done.stderr
+    assert precious.read_text() == "data"

@@ -102,10 +102,15 @@ def _known_incarnation(node: Node, envelope: Envelope) -> bool:
         node.incarnations[source] = incarnation
         return True
     burnt = node.burnt_incarnations.setdefault(source, [])
+    message = envelope.message
     if incarnation in burnt:
-        node.count("messages_dropped", reason="old_incarnation")
-        return False
-    if not isinstance(envelope.message, msg.Hello):
+        # A late Hello of a process long gone may have displaced the one that lives: whoever answers us, lives.
+        if not (isinstance(message, msg.Hello) and message.answer):
+            node.count("messages_dropped", reason="old_incarnation")
+            _greet(node, envelope)
+            return False
+        burnt.remove(incarnation)
+    if not isinstance(message, msg.Hello):
         node.count("messages_dropped", reason="incarnation")
         _greet(node, envelope)
         return False

@@ -15,7 +15,7 @@ from typing import Final
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
 from incus_actors.state.reader import Reader
 
-SCHEMA_VERSION: Final = 2  #: the number of migrations; tests compare it with the modules
+SCHEMA_VERSION: Final = 3  #: the number of migrations; tests compare it with the modules
 
 _CAPTURED: Final = Path(__file__).parent / "migrations" / "statements.json"
 

@@ -17,7 +17,7 @@ import msgspec
 
 from incus_actors.actors.actor import Actor, ChildSpec
 from incus_actors.actors.heartbeat import HeartbeatTable
-from incus_actors.actors.leader_messages import Accepted, AcceptMember, HandOver, Nudge, RemoveMember
+from incus_actors.actors.leader_messages import Accepted, AcceptMember, HandOver, Nudge, RemoveMember, RemoveRaftNode
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
@@ -146,6 +146,8 @@ class LeaderActor(Actor):
                 return await self._accept(message)
             case RemoveMember():
                 await self._remove(message)
+            case RemoveRaftNode():
+                await self._remove_raft_node(message.member_id)
             case HandOver():
                 await self._hand_over()
             case Tick() | Nudge():
@@ -212,6 +214,21 @@ class LeaderActor(Actor):
             raise ConflictError(f"Member {wish.name} can't be removed: {outcome.label or outcome.error}")
         await self._change(self._with_rows)
         log.info("removed member %d (%s)", wish.member_id, wish.name)
+
+    async def _remove_raft_node(self, member_id: int) -> None:
+        """The voters that are left get back to their wanted number by `_roles`."""
+        if member_id == self._tools.consensus.member_id:
+            await self._hand_over()
+            raise UnavailableError("The leader hands over before it leaves; ask again")
+
+        def without(members: tuple[Member, ...]) -> tuple[Member, ...]:
+            left = tuple(member for member in members if member.id != member_id)
+            if not _voters(left):
+                raise ConflictError("The last voter of the database can't be removed")
+            return left
+
+        await self._change(without)
+        log.info("removed member %d from the raft configuration", member_id)
 
     async def _hand_over(self) -> None:
         """Give leadership away; with nobody else to vote (two members) the other one gets a vote first."""

@@ -50,6 +50,13 @@ class RemoveMember(msgspec.Struct, frozen=True, array_like=True):
     graceful: bool = False  #: refuse if instances or volumes are left on it
 
 
+@remote_message("leader.remove_raft_node")
+class RemoveRaftNode(msgspec.Struct, frozen=True, array_like=True):
+    """Take a member out of the configuration only; its rows, if there are any, stay."""
+
+    member_id: int
+
+
 @remote_message("leader.nudge")
 class Nudge(msgspec.Struct, frozen=True, array_like=True):
     """Look at roles now instead of at the next tick. Answered when that is done."""

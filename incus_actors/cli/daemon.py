@@ -1,7 +1,7 @@
 """`incus-actorsd`: the daemon's command line, as `incusd` has it.
 
-Owns flags and exit codes; hands over to daemon.py. Must never import more than it needs: the short-lived
-helpers start through here too.
+Owns flags and exit codes; hands over to the daemon package, or to a subcommand (`cluster`, `admin cluster`). Must never
+import more than it needs: most starts run no subcommand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,23 @@ from incus_actors import __version__
 from incus_actors.settings import DirectoryInUseError, Settings, incus_directory, lock_directory
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class Subcommands(click.Group):
+    """Imports a subcommand only when it is asked for: a fast start of the daemon."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names."""
+        return ["admin", "cluster"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, importing its module."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        from incus_actors.cli import admin_cluster
+
+        return admin_cluster.admin if cmd_name == "admin" else admin_cluster.cluster
+
+
+@click.group(cls=Subcommands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--group", metavar="NAME", help="The group of users that will be allowed to talk to the daemon")
 @click.option("--logfile", type=click.Path(path_type=Path), metavar="FILE", help="Path to the log file")
 @click.option("-d", "--debug", is_flag=True, help="Show all debug messages")
@@ -29,8 +45,18 @@ from incus_actors.settings import DirectoryInUseError, Settings, incus_directory
     help="Log lines for people or for machines (default: text on a terminal, json elsewhere)",
 )
 @click.version_option(__version__, message="%(version)s")
-def main(group: str | None, logfile: Path | None, debug: bool, verbose: bool, log_format: str | None) -> None:
+@click.pass_context
+def main(
+    context: click.Context,
+    group: str | None,
+    logfile: Path | None,
+    debug: bool,
+    verbose: bool,
+    log_format: str | None,
+) -> None:
     """Run the incus_actors daemon in the foreground (state in $INCUS_DIR, default /var/lib/incus-actors)."""
+    if context.invoked_subcommand is not None:
+        return
     settings = Settings(
         directory=incus_directory(),
         group=group,

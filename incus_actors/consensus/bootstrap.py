@@ -30,7 +30,17 @@ from incus_actors.consensus.types import (
 )
 from incus_actors.consensus.witness import Witness
 
-_OURS = frozenset({fmt.LOG_NAME, fmt.WITNESS_NAME, fmt.LOCK_NAME, fmt.SUSPECT_NAME, fmt.AMNESIA_NAME, fmt.BALLAST_NAME})
+_OURS = frozenset(
+    {
+        fmt.LOG_NAME,
+        fmt.WITNESS_NAME,
+        fmt.LOCK_NAME,
+        fmt.SUSPECT_NAME,
+        fmt.AMNESIA_NAME,
+        fmt.SUPERSEDED_NAME,
+        fmt.BALLAST_NAME,
+    }
+)
 
 
 class NotEmptyError(LogError):

@@ -24,15 +24,16 @@ from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.lane import RaftLane
+from incus_actors.consensus.last_words import leave_word, superseded_text, write_history
+from incus_actors.consensus.log_format import AMNESIA_NAME, SUPERSEDED_NAME
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Incoming, Notice
-from incus_actors.consensus.types import Configuration, Entry, Index, MemberId, Term
+from incus_actors.consensus.types import Configuration, Entry, Index, Member, MemberId, Term
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
-HISTORY_NAME = "consensus-history.txt"  #: what the core heard before it stopped for good
 _HISTORY = 4096
 _DISK_CHECK_MS = 1000
 
@@ -98,6 +99,8 @@ class Driver:
         durable_index: Index,
         applied_index: Index,
         own_id: MemberId,
+        epoch: int = 1,
+        former: tuple[Member, ...] = (),
         directory: Path,
         tell: Callable[[Notice], None],
         drain: Callable[[], None],
@@ -110,6 +113,9 @@ class Driver:
         self._lane = lane
         self._clock = clock
         self._own_id = own_id
+        self._epoch = epoch
+        self._former = former
+        self._former_ids = frozenset(member.id for member in former)
         self._directory = directory
         self._tell = tell
         self._drain = drain
@@ -125,6 +131,7 @@ class Driver:
         self.durable_index = durable_index
         self.applied_index = applied_index
         self.dead = False
+        self.halted = ""  #: why nothing is decided here any more although the daemon runs
         self.counters: dict[str, int] = {}
         self.samples = {name: Samples() for name in ("log_wait", "log_write", "log_batch", "apply", "loop_late")}
         self._armed_ms = clock.monotonic_ms()
@@ -194,6 +201,10 @@ class Driver:
 
     def on_message(self, envelope: Envelope) -> None:
         """From the lane."""
+        if envelope.source in self._former_ids and envelope.epoch == self._epoch:
+            # A member of an earlier epoch is only told that it is one; whatever else it says changes nothing here.
+            self.count("messages_dropped,reason=former_member")
+            return
         self.handle(ev.Receive(envelope))
 
     def on_link_up(self, peer: MemberId) -> None:
@@ -322,7 +333,10 @@ class Driver:
         return self._own_id not in configuration.members() and self._own_id not in configuration.removed
 
     def _use_peers(self, configuration: Configuration) -> None:
-        peers = [member for member in configuration.members().values() if member.id != self._own_id]
+        members = configuration.members()
+        present = {member.address for member in members.values()}
+        peers = [m for m in self._former if m.id not in members and m.address not in present]
+        peers += [member for member in members.values() if member.id != self._own_id]
         self._lane.set_peers(peers, self._own_id)
 
     def _write(self, write: fx.WriteLog) -> None:
@@ -369,13 +383,19 @@ class Driver:
         if self.dead:
             return
         self.dead = True
-        lines = [
-            f"{now_ms} {name}" + (f" from {source} in term {term}" if source else "")
-            for now_ms, name, source, term in self._history
-        ]
-        try:
-            (self._directory / HISTORY_NAME).write_text("\n".join([*lines, f"stopped: {reason}", ""]))
-        except OSError as exc:
-            reason = f"{reason} (and the history can't be written: {exc})"
+        if kind == "superseded":
+            self.halt(superseded_text(reason))
+            return
+        write_history(self._directory, self._history, reason)
+        if kind == "amnesia":
+            leave_word(self._directory / AMNESIA_NAME, reason)
         self._publish()
         self._tell(FatalNotice(reason, kind))
+
+    def halt(self, text: str) -> None:
+        """Decide nothing any more, but let the daemon live to say why; also after the next start."""
+        self.dead = True
+        self.halted = text
+        leave_word(self._directory / SUPERSEDED_NAME, text)
+        self._publish()
+        self._tell(FatalNotice(text, "superseded"))

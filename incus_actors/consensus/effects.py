@@ -141,7 +141,8 @@ class Fatal:
     """Stop this process now: going on could break a promise.
 
     `kind`: "fatal" (fail-stop; restart with the checks of CONSENSUS 3.5), "io" (failed write: leave the suspect
-    marker) or "amnesia" (this member id is burnt: re-join under a new one).
+    marker), "amnesia" (this member id is burnt: re-join under a new one) or "superseded" (the cluster was recovered
+    without this member; reason: own epoch, theirs, who said so).
     """
 
     reason: str

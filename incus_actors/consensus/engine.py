@@ -25,7 +25,7 @@ from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.notices import FatalNotice, Incoming, Notice, StartedNotice
-from incus_actors.consensus.opening import check_state, lay_ballast, mark_state_suspect, open_member
+from incus_actors.consensus.opening import check_state, lay_ballast, mark_state_suspect, open_member, superseded
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.snapshot_files import SnapshotFiles
 from incus_actors.consensus.types import DurableState, Limits, Timing
@@ -150,6 +150,8 @@ class Engine:
             durable_index=store.last_index,
             applied_index=durable.applied,
             own_id=durable.member_id,
+            epoch=durable.epoch,
+            former=store.former,
             directory=settings.directory,
             tell=self._tell,
             drain=inbox.drain,
@@ -167,6 +169,9 @@ class Engine:
             status = self._publish(core, driver, durable, lane)
             self._tell(StartedNotice(status, path))
             driver.adopt(core.log.configuration, core.log.configuration_index)
+            said = superseded(settings.directory)
+            if said:
+                driver.halt(said)
             driver.tick()
             self.started.set_result(None)
             self._check_disks(files, driver, path)

@@ -6,13 +6,14 @@ decide anything: whether what it read can be trusted is the store's question.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from incus_actors.consensus.configuration import decode_configuration, encode_configuration
-from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, SnapshotMark
+from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Member, Role, SnapshotMark
 
 FORMAT = 1
 LOG_NAME = "log.db"
@@ -20,6 +21,7 @@ WITNESS_NAME = "tail.wit"
 LOCK_NAME = "log.lock"
 SUSPECT_NAME = "log.suspect"  #: written at an I/O error: rewrite the log before trusting it
 AMNESIA_NAME = "amnesia"  #: this member id may never vote or acknowledge again
+SUPERSEDED_NAME = "superseded"  #: the cluster was recovered without this member: serve nothing, say so
 BALLAST_NAME = "ballast"  #: given up when the disk is full, so that votes can still be written
 
 _TABLES = """
@@ -90,6 +92,17 @@ def mark_from(meta: Mapping[str, int | bytes]) -> SnapshotMark:
         decode_configuration(body) if body else Configuration(()),
         int_of(meta["snap_config_idx"]),
     )
+
+
+def former_value(members: Iterable[Member]) -> bytes:
+    """Return members of an earlier epoch as a value of `meta`."""
+    return json.dumps([[member.id, member.address] for member in members]).encode()
+
+
+def former_from(meta: Mapping[str, int | bytes]) -> tuple[Member, ...]:
+    """Return the members of an earlier epoch in `meta`. Raises TypeError or ValueError if they can't be read."""
+    rows = json.loads(bytes_of(meta.get("former", b"[]")))
+    return tuple(Member(int(row[0]), str(row[1]), Role.SPARE) for row in rows)
 
 
 def int_of(value: int | bytes) -> int:

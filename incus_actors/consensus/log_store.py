@@ -25,6 +25,7 @@ from incus_actors.consensus.types import (
     EntryKind,
     HardState,
     Index,
+    Member,
     SnapshotMark,
     chain_hash,
 )
@@ -86,7 +87,7 @@ class _Tail:
 class LogStore:
     """An open, verified log. The constructor raises LogLockedError, LogDamagedError and AmnesiaError."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, check_witness: bool = True) -> None:
         self.directory = directory
         path = directory / fmt.LOG_NAME
         if not path.exists():
@@ -100,9 +101,10 @@ class LogStore:
             self._connection = fmt.open_connection(path)
             self._witness = Witness(directory / fmt.WITNESS_NAME)
             self._load()
-            if not witness_exists:
-                raise AmnesiaError(f"{directory / fmt.WITNESS_NAME} is missing")
-            self._check_witness()
+            if check_witness:
+                if not witness_exists:
+                    raise AmnesiaError(f"{directory / fmt.WITNESS_NAME} is missing")
+                self._check_witness()
         except sqlite3.Error as exc:
             self.close()
             raise LogDamagedError(f"{path} can't be read: {exc}") from exc
@@ -128,6 +130,7 @@ class LogStore:
             self.cluster_id = fmt.bytes_of(self.meta["cluster_id"])
             self.epoch = fmt.int_of(self.meta["epoch"])
             self.member_id = fmt.int_of(self.meta["member_id"])
+            self.former = fmt.former_from(self.meta)
         except (KeyError, TypeError, ValueError) as exc:
             raise LogDamagedError(f"log.db is incomplete: {exc!r}") from exc
         row = self._db.execute("SELECT term, vote, crc FROM hard").fetchone()
@@ -137,6 +140,7 @@ class LogStore:
         self.entries = self._read_entries()
         last = self.entries[-1] if self.entries else None
         self._tail = _Tail(last.index, last.chain) if last else _Tail(self.snapshot.index, self.snapshot.chain)
+        self.last_term = last.term if last else self.snapshot.term  #: as it was when opened
 
     def _read_entries(self) -> tuple[Entry, ...]:
         """Read the log, checking that nothing is missing, changed or out of place."""
@@ -214,6 +218,11 @@ class LogStore:
     def last_index(self) -> Index:
         """The last durable entry."""
         return self._tail.index
+
+    @property
+    def last_chain(self) -> bytes:
+        """The chain at the last durable entry."""
+        return self._tail.chain
 
     def write(self, writes: Sequence[WriteLog]) -> None:
         """Make some writes durable in one transaction. Raises LogFullError (nothing happened) or LogIOError."""
@@ -342,6 +351,22 @@ class LogStore:
         if not keep:
             self._tail = _Tail(mark.index, mark.chain)
         self._testify()
+
+    def begin_epoch(self, epoch: int, hard: HardState, entries: Sequence[Entry], former: Sequence[Member]) -> None:
+        """Append forced entries in a new epoch, in one commit (recovery.py). `former` members are told of it when
+        they come back. Raises LogFullError or LogIOError."""
+        tail = replace(self._tail)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            fmt.write_meta(self._db, {"epoch": epoch, "former": fmt.former_value(former)})
+            fmt.write_hard(self._db, hard)
+            self._append(entries, tail)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            raise self._failure(exc) from exc
+        self.epoch, self.hard, self._tail, self.former = epoch, hard, tail, tuple(former)
+        self._testify()
+        self.sync_witness()
 
     def _switch(self, mark: SnapshotMark, more: dict[str, int | bytes], *deletes: str) -> None:
         try:

@@ -116,6 +116,12 @@ def rewrite_if_suspect(directory: Path) -> bool:
     return True
 
 
+def superseded(directory: Path) -> str:
+    """Return why this member must not serve although its database is sound; nothing if it may."""
+    marker = directory / fmt.SUPERSEDED_NAME
+    return marker.read_text().strip() if marker.exists() else ""
+
+
 def check_state(path: Path) -> str:
     """Return what is wrong with a state file in use, or nothing. Reads all of it: not on a loop."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)

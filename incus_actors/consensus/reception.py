@@ -41,8 +41,8 @@ def receive(node: Node, envelope: Envelope) -> None:
     refusal = _refusal(node, envelope)
     if refusal:
         node.count("messages_dropped", reason=refusal)
-        if refusal == "epoch" and not isinstance(envelope.message, msg.Hello):
-            _greet(node, envelope)
+        if refusal == "epoch":
+            _other_epoch(node, envelope)
         return
     if not _known_incarnation(node, envelope):
         return
@@ -82,6 +82,15 @@ def _adopts(message: msg.Message) -> bool:
     return isinstance(message, CARRIES_TERM)
 
 
+def _other_epoch(node: Node, envelope: Envelope) -> None:
+    """Tell members of an earlier epoch that there is another one; and when we are told so, stop: our cluster was
+    recovered without us, and going on would make a second one (CONSENSUS 3.13)."""
+    if not isinstance(envelope.message, msg.Hello):
+        _greet(node, envelope)
+    elif envelope.epoch > node.epoch:
+        node.fatal(f"{node.epoch} {envelope.epoch} {envelope.source}", "superseded")
+
+
 def _greet(node: Node, envelope: Envelope) -> None:
     if node.now - node.greeted_ms.get(envelope.source, -HELLO_PAUSE_MS) >= HELLO_PAUSE_MS:
         node.greeted_ms[envelope.source] = node.now
@@ -117,7 +126,7 @@ def _known_incarnation(node: Node, envelope: Envelope) -> bool:
     burnt.append(known)
     del burnt[:-8]
     node.incarnations[source] = incarnation
-    node.suspicion.hello(envelope, envelope.message, changed=True)
+    node.suspicion.hello(envelope, message, changed=True)
     if node.leadership is not None and source in node.leadership.progress:
         node.leadership.welcome(source)
     return True

@@ -89,6 +89,7 @@ class ConsensusRuntime(Consensus):
         self._audience = Audience()
         self._upkeep: asyncio.Task[None] | None = None
         self._stopped = False
+        self._halted = ""
 
     # Life
 
@@ -102,7 +103,7 @@ class ConsensusRuntime(Consensus):
         inbox: Inbox[Notice] = Inbox(asyncio.get_running_loop(), self._receive)
         engine = Engine(self._settings, inbox.put)
         engine.start()
-        self._stopped = False
+        self._stopped, self._halted = False, ""
         self._starting = engine
         try:
             await asyncio.wrap_future(engine.started)
@@ -117,7 +118,13 @@ class ConsensusRuntime(Consensus):
         engine = self._engine
         if engine is None:
             return
-        if handover and engine.running and self.status().role is RaftRole.LEADER and self._others_vote():
+        if (
+            handover
+            and engine.running
+            and not self._halted
+            and self.status().role is RaftRole.LEADER
+            and self._others_vote()
+        ):
             await self.transfer_leadership(timeout_s=0.6)
         self._stopped = True
         if self._upkeep is not None:
@@ -312,6 +319,8 @@ class ConsensusRuntime(Consensus):
             raise UnavailableError("Shutting down")
         if self._engine is None:
             raise UnavailableError("Daemon is starting up")
+        if self._halted:
+            raise UnavailableError(self._halted)
         return self._engine
 
     def _forget(
@@ -375,8 +384,11 @@ class ConsensusRuntime(Consensus):
 
     def _fatal(self, notice: FatalNotice) -> None:
         log.error("consensus stopped: %s", notice.reason)
-        self._stopped = True
         self._fail_all(notice.reason)
+        if notice.kind == "superseded":  # the daemon goes on to say so
+            self._halted = notice.reason
+            return
+        self._stopped = True
         if self.on_fatal is not None and self._engine is not None:  # else `start` raises, and that says it
             self.on_fatal(notice.reason)
 

@@ -20,6 +20,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("PUT", "/internal/shutdown", shutdown, access="member", consistency="local", during_shutdown=True),
         RouteSpec("GET", "/internal/actors", actors, access="member", consistency="local", during_shutdown=True),
         RouteSpec("GET", "/internal/raft", raft, access="member", consistency="local", during_shutdown=True),
+        RouteSpec("DELETE", "/internal/cluster/raft-node/{address}", remove_raft_node, access="member"),
     ]
 
 
@@ -45,6 +46,15 @@ async def shutdown(request: web.Request) -> web.StreamResponse:
     await response.write_eof()
     here.exit()
     return response
+
+
+async def remove_raft_node(request: web.Request) -> web.StreamResponse:
+    """DELETE /internal/cluster/raft-node/<address>: `incus admin cluster remove-raft-node`."""
+    here = gateway(request)
+    if caller(request).protocol != "unix" or caller(request).forwarded:
+        raise ForbiddenError
+    await here.services.members.remove_raft_node(request.match_info["address"])
+    return sync()
 
 
 async def actors(request: web.Request) -> web.StreamResponse:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from incus_actors.actors.heartbeat import HeartbeatTable
 from incus_actors.actors.host_facts import read_host_facts
 from incus_actors.actors.leader import leader_ref
-from incus_actors.actors.leader_messages import HandOver, Nudge, RemoveMember
+from incus_actors.actors.leader_messages import HandOver, Nudge, RemoveMember, RemoveRaftNode
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_members as members_tx
@@ -47,6 +47,7 @@ from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.services.cluster import check_member_name
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
+from incus_actors.transport.address import AddressError, parse_address
 
 REMOVE_DEADLINE_S = 30.0
 
@@ -269,6 +270,26 @@ class MembersService:
                     break
         return RemovedMember(facts.id, name, facts.address, online)
 
+    async def remove_raft_node(self, address: str) -> None:
+        """Take a node out of the Raft configuration by its address: that of the API, or host:port of the transport
+        for one that the tables don't know. Raises NotFoundError, ApiError."""
+        known = {facts.id: facts.address for facts in queries.members(self._database, pending=True)}
+        found = None
+        for member in self._consensus.status().configuration.members().values():
+            if address == known.get(member.id) or (member.id not in known and address in _dialled(member.address)):
+                found = member.id
+        if found is None:
+            raise NotFoundError(f'No raft node with address "{address}"')
+        deadline = asyncio.get_running_loop().time() + REMOVE_DEADLINE_S
+        while found in self._consensus.status().configuration.members():
+            try:
+                await leader_ref(self._actors, self._consensus).ask(RemoveRaftNode(found), deadline_s=REMOVE_DEADLINE_S)
+                return
+            except UnavailableError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+
     def _check_empty(self, facts: MemberFacts) -> None:
         for what, found in (
             ("instances", queries.instances_of(self._database, facts.id)),
@@ -300,6 +321,15 @@ def require_cluster(identity: Identity) -> None:
     """Raise BadRequestError while this server is standalone."""
     if not identity.clustered:
         raise BadRequestError("This server is not clustered")
+
+
+def _dialled(address: str) -> set[str]:
+    """What an operator may call a raft node that only the transport knows."""
+    try:
+        peer = parse_address(address)
+    except AddressError:
+        return {address}
+    return {peer.host, f"{peer.host}:{peer.control_port}", f"[{peer.host}]:{peer.control_port}"}
 
 
 def _find(facts: list[MemberFacts], name: str) -> MemberFacts:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from incus_actors.consensus.messages import Envelope
-from incus_actors.transport.address import AddressError, PeerAddress, format_address
+from incus_actors.transport.address import AddressError, PeerAddress, format_address, parse_address
 from incus_actors.transport.bulk_lane import BulkLane
 from incus_actors.transport.control_lane import ControlLane
 from incus_actors.transport.keys import load_or_create_curve_keys
@@ -119,6 +119,15 @@ class Lanes:
         self._file.unlink(missing_ok=True)
         if self._control is not None and self._bulk is not None:
             await self._restore(*self._running())
+
+    def move(self, address: str) -> None:
+        """Listen where `address` says from the next start on (the lanes are not running). Raises AddressError,
+        OSError."""
+        place = parse_address(address)
+        if place.public_key_hex != self.keys.public_hex:
+            raise AddressError("the address has another key than this member")
+        self._place = Place(place.host, place.control_port, place.bulk_port)
+        self._save()
 
     def _running(self) -> tuple[ControlLane, BulkLane]:
         if self._control is None or self._bulk is None:

@@ -139,12 +139,13 @@ async def add(
     *,
     limits: Limits | None = None,
     told: Callable[[frozenset[str]], None] | None = None,
+    epoch: int = 1,
 ) -> None:
     """Join one member as a standby; `told` hears its topics from the first."""
     leader = leading(runtimes)
     known = leader.status().configuration
     await leader.change_configuration((*known.target, Member(member, f"member-{member}", Role.STANDBY)))
-    create_joiner(root / str(member), cluster_id=CLUSTER, epoch=1, member_id=member, configuration=known)
+    create_joiner(root / str(member), cluster_id=CLUSTER, epoch=epoch, member_id=member, configuration=known)
     runtimes[member] = ConsensusRuntime(root / str(member), network.lane, realtime=False, limits=limits)
     if told is not None:
         runtimes[member].subscribe_applied(lambda _, topics: told(topics))

@@ -1,0 +1,123 @@
+"""`incus-actorsd cluster …` on a stopped standalone database, and the `incusd` that the stock client finds."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from incus_actors.cli.daemon import main
+from incus_actors.cli.incusd import real_incusd
+from incus_actors.cli.tables import render_table
+from incus_actors.consensus.bootstrap import create_standalone
+from incus_actors.consensus.recovery import overview
+
+KEY = "cd" * 32
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    create_standalone(tmp_path / "database", address=f"10.1.1.1:20001:20002:{KEY}")
+    monkeypatch.setenv("INCUS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def run(*arguments: str, text: str = "") -> tuple[int, str]:
+    result = CliRunner().invoke(main, list(arguments), input=text)
+    return result.exit_code, result.output
+
+
+def test_looking_changes_nothing(directory: Path) -> None:
+    assert run("cluster", "list-database")[1].splitlines()[1] == "|    ADDRESS     |"
+    assert run("admin", "cluster", "ls", "-f", "csv") == (0, "10.1.1.1:20001\n")
+    code, shown = run("cluster", "show")
+    assert code == 0
+    assert shown.startswith("# Latest dqlite segment ID: 1\n")
+    assert "\n\nmembers:\n- id: 1\n" in shown
+    assert overview(directory / "database").epoch == 1
+
+
+def test_recovery_asks_as_incus_does(directory: Path) -> None:
+    code, said = run("cluster", "recover-from-quorum-loss", text="no\n")
+    assert code == 1
+    assert said.startswith("You should run this command only if you are *absolutely* certain that this is\n")
+    assert "Do you want to proceed? (yes/no): " in said
+    assert said.endswith("Error: Recover operation aborted\n")
+    assert overview(directory / "database").epoch == 1
+    code, said = run("cluster", "recover-from-quorum-loss", text="yes\n")
+    assert code == 0
+    assert overview(directory / "database").epoch == 2
+    assert next(directory.glob("database.backup-*")).name in said
+    assert run("admin", "cluster", "recover-from-quorum-loss", "-q") == (0, "")
+    assert overview(directory / "database").epoch == 3
+
+
+@pytest.mark.parametrize("command", ["edit", "recover-from-quorum-loss", "rejoin"])
+def test_a_running_daemon_is_not_disturbed(directory: Path, command: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "unix.socket"))
+        listener.listen()
+        assert run("cluster", command) == (1, "Error: The daemon is running, please stop it first.\n")
+
+
+def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCUS_DIR", str(tmp_path))
+    for command in ("list-database", "show", "edit"):
+        code, said = run("cluster", command)
+        assert (code, said) == (1, f"Error: There is no database in {tmp_path / 'database'}\n")
+
+
+def test_an_edit_that_changes_nothing_begins_no_epoch(directory: Path) -> None:
+    shown = run("cluster", "show")[1]
+    assert run("cluster", "edit", text=shown) == (0, "")
+    assert overview(directory / "database").epoch == 1
+    code, said = run("cluster", "edit", text="members: []")
+    assert (code, said) == (1, "Error: Removing cluster members is not supported\n")
+
+
+def test_a_standalone_server_has_nothing_to_join_again(directory: Path) -> None:
+    assert run("cluster", "rejoin", "-q") == (1, "Error: This server is not a member of a cluster\n")
+
+
+def test_removing_a_raft_node_needs_the_daemon(directory: Path) -> None:
+    code, said = run("cluster", "remove-raft-node", "10.0.0.1:8443", text="no\n")
+    assert said.endswith("Error: Remove raft node operation aborted\n")
+    code, said = run("cluster", "remove-raft-node", "-q", "10.0.0.1:8443")
+    assert code == 1
+    assert "Failed to connect to the daemon" in said
+
+
+def test_the_daemon_itself_imports_no_recovery() -> None:
+    script = (
+        "import sys; from incus_actors.cli import daemon;"
+        "assert not [m for m in sys.modules if 'admin_cluster' in m or m == 'yaml']"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_directory_of_a_real_incus_is_passed_on(tmp_path: Path) -> None:
+    real = tmp_path / "incusd"
+    real.touch()
+    foreign = tmp_path / "foreign"
+    (foreign / "database" / "global").mkdir(parents=True)
+    (tmp_path / "ours").mkdir()
+    assert real_incusd(str(foreign), (str(real),)) == str(real)
+    assert real_incusd(str(foreign), (str(tmp_path / "none"),)) is None
+    assert real_incusd(str(tmp_path / "ours"), (str(real),)) is None
+
+
+def test_formats() -> None:
+    rows = [("a", "bb"), ("ccc", "d")]
+    assert render_table(("X", "Y"), rows, "table") == (
+        "+-----+----+\n|  X  | Y  |\n+-----+----+\n| a   | bb |\n+-----+----+\n| ccc | d  |\n+-----+----+\n"
+    )
+    assert render_table(("X", "Y"), rows, "csv") == "a,bb\nccc,d\n"
+    assert render_table(("X",), [("a",)], "json") == '[{"x": "a"}]\n'
+    assert render_table(("X",), [("a",)], "yaml") == "- x: a\n"
+    assert render_table(("X",), [("a",)], "compact") == "  X  \n  a  \n"
+    with pytest.raises(ValueError, match='Invalid format "xml"'):
+        render_table(("X",), [], "xml")

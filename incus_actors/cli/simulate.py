@@ -1,0 +1,115 @@
+"""`incus-actors simulate`: the consensus core under seeded chaos, as many seeds as wanted, or one with its trace.
+
+Owns the command line of the simulator (docs/simulation.md); the work is simulation/runner.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from incus_actors.simulation.plan import DEFAULT_CHAOS_MS, Plan, draw_plan
+from incus_actors.simulation.runner import Failure, Report, make_world, play, run_plan, run_seeds, shrink
+
+
+@click.command()
+@click.option("--seeds", default=100, show_default=True, help="How many seeds to run.")
+@click.option("--first", default=0, show_default=True, help="The first of them.")
+@click.option("--seed", type=int, default=None, help="Run only this one.")
+@click.option("--trace", is_flag=True, help="With --seed: print what happened.")
+@click.option("--messages", is_flag=True, help="With --seed: print every message received as well.")
+@click.option("--jobs", default=0, help="Processes [default: one per core].")
+@click.option(
+    "--length", "chaos_ms", default=DEFAULT_CHAOS_MS, show_default=True, help="Chaos per seed, in virtual ms."
+)
+@click.option(
+    "--shrink/--no-shrink", "shrinks", default=True, show_default=True, help="Find the fewest strikes that fail."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="Write the report here.")
+def simulate(
+    seeds: int,
+    first: int,
+    seed: int | None,
+    trace: bool,
+    messages: bool,
+    jobs: int,
+    chaos_ms: int,
+    shrinks: bool,
+    json_file: Path | None,
+) -> None:
+    """Run the consensus core against virtual networks, disks and clocks that fail; say which promises break.
+
+    A seed decides everything: the same seed and length give the same run, on every machine. Exit status 1 if any
+    property was violated.
+    """
+    if seed is not None:
+        plan = draw_plan(seed, chaos_ms=chaos_ms)
+        found = _show(plan, trace=trace, messages=messages)
+        if found is not None and shrinks:
+            _shrink(plan)
+        sys.exit(found is not None)
+    report = run_seeds(first, seeds, jobs=jobs, chaos_ms=chaos_ms, progress=_progress(seeds))
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    _print(report)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    if shrinks:
+        for result in report.failures[:3]:
+            if result.failure is not None and result.failure.name != "P-DETERMINISM":
+                _shrink(draw_plan(result.seed, chaos_ms=chaos_ms))
+    sys.exit(bool(report.failures))
+
+
+def _show(plan: Plan, *, trace: bool, messages: bool) -> Failure | None:
+    if not (trace or messages):
+        result = run_plan(plan)
+        click.echo(
+            f"seed {plan.seed}: {result.failure.text if result.failure else 'every property holds'} "
+            f"({result.steps} steps, {result.answered} of {result.operations} operations answered, "
+            f"{result.elections} elections, {result.strikes} strikes, {result.virtual_us / 1e6:.1f} s of virtual time)"
+        )
+        return result.failure
+    click.echo(f"seed {plan.seed}: {plan.voters} voters, {plan.standbys} standbys, {plan.spares} spares")
+    for text in (plan.network, plan.disk, plan.limits):
+        click.echo(f"  {text}")
+    world = make_world(plan, trace=trace, verbose=messages)
+    failure, _ = play(world)
+    for note in world.notes:
+        click.echo(str(note))
+    click.echo(failure.text if failure else "every property holds")
+    return failure
+
+
+def _progress(count: int) -> Callable[[Report], None]:
+    def show(report: Report) -> None:
+        if sys.stderr.isatty():
+            text = f"\r{report.seeds} of {count} seeds, {report.seconds:.0f} s, {len(report.failures)} failures"
+            click.echo(text, nl=False, err=True)
+
+    return show
+
+
+def _print(report: Report) -> None:
+    click.echo(
+        f"{report.seeds} seeds from {report.first} in {report.seconds:.1f} s: {report.steps} steps, "
+        f"{report.messages} messages, {report.virtual_s / 3600:.1f} h of virtual time, {report.elections} elections, "
+        f"{report.strikes} strikes, {report.answered} of {report.operations} operations answered, "
+        f"{report.twice} seeds run twice, {len(report.undecided)} histories too hard to judge"
+    )
+    for result in report.failures:
+        if result.failure is not None:
+            click.echo(f"FAILED seed {result.seed}: {result.failure.text}")
+    click.echo("every property holds" if not report.failures else f"{len(report.failures)} seeds failed")
+
+
+def _shrink(plan: Plan) -> None:
+    smaller, failure = shrink(plan)
+    click.echo(f"seed {plan.seed}, {len(smaller.events)} of {len(plan.events)} strikes are enough: {failure.text}")
+    for event in smaller.events:
+        click.echo(f"  {event}")

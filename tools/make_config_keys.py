@@ -121,28 +121,44 @@ CHECKS: dict[str, dict[str, str]] = {
     "kernel": {},
 }
 
+#: The contract's reference leaves storage out. These are what a 6.0.4 takes, as far as we act on them; `only` names
+#: the contents or drivers that have the key.
 VOLUME: dict[str, dict[str, str]] = {
-    "initial.gid": {"type": "int"},
-    "initial.mode": {"type": "int"},
-    "initial.uid": {"type": "int"},
-    "security.shared": {"type": "bool"},
-    "security.shifted": {"type": "bool"},
-    "security.unmapped": {"type": "bool"},
+    "block.filesystem": {"type": "string", "check": "one_of:btrfs,ext4,xfs", "only": "filesystem lvm"},
+    "block.mount_options": {"type": "string", "only": "filesystem lvm"},
+    "initial.gid": {"type": "int", "only": "filesystem"},
+    "initial.mode": {"type": "int", "only": "filesystem"},
+    "initial.uid": {"type": "int", "only": "filesystem"},
+    "security.shared": {"type": "bool", "only": "block"},
+    "security.shifted": {"type": "bool", "only": "filesystem"},
+    "security.unmapped": {"type": "bool", "only": "filesystem"},
     "size": {"type": "string", "check": "size"},
-    "snapshots.expiry": {"type": "string", "check": "expiry"},
-    "snapshots.pattern": {"type": "string"},
-    "snapshots.schedule": {"type": "string", "check": "schedule"},
+    "snapshots.expiry": {"type": "string", "check": "expiry", "only": "filesystem block"},
+    "snapshots.pattern": {"type": "string", "only": "filesystem block"},
+    "snapshots.schedule": {"type": "string", "check": "schedule", "only": "filesystem block"},
 }
 
-#: The contract's reference leaves storage out. These are what a 6.0.4 takes for a pool of driver dir.
 POOL: dict[str, dict[str, str]] = {
+    "btrfs.mount_options": {"type": "string", "only": "btrfs"},
+    "lvm.thinpool_name": {"type": "string", "scope": "local", "only": "lvm"},
+    "lvm.use_thinpool": {"type": "bool", "default": "true", "only": "lvm"},
+    "lvm.vg.force_reuse": {"type": "bool", "scope": "local", "only": "lvm"},
+    "lvm.vg_name": {"type": "string", "scope": "local", "only": "lvm"},
     "rsync.bwlimit": {"type": "string", "check": "size"},
     "rsync.compression": {"type": "bool", "default": "true"},
+    "size": {"type": "string", "check": "size", "scope": "local", "only": "btrfs lvm zfs"},
     "source": {"type": "string", "scope": "local"},
     "source.wipe": {"type": "bool", "scope": "local"},
     "user.*": {"type": "string"},
     "volatile.initial_source": {"type": "string", "scope": "local"},
-    **{f"volume.{key}": value for key, value in VOLUME.items()},
+    "zfs.pool_name": {"type": "string", "scope": "local", "only": "zfs"},
+    **{
+        f"volume.{key}": {
+            **{k: v for k, v in value.items() if k != "only"},
+            **({"only": "lvm"} if "lvm" in value.get("only", "").split() else {}),
+        }
+        for key, value in VOLUME.items()
+    },
 }
 
 #: Names that the reference has otherwise than a 6.0.4 takes them.

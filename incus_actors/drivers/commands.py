@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import BinaryIO
 
 from incus_actors.drivers.base import DriverError
@@ -92,7 +92,7 @@ async def _reap(child: Child) -> None:
     await child.wait()
 
 
-async def output_of(*argv: str) -> AsyncIterator[bytes]:
+async def output_of(*argv: str) -> AsyncGenerator[bytes, None]:
     """Yield what a program writes; close the iterator to stop it. Raises CommandError at the end if it failed."""
     command = _found(argv)
     reading, writing = os.pipe()

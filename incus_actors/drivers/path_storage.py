@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 
 from incus_actors.drivers import commands, trees
@@ -206,7 +206,7 @@ class PathStorage(PathTrees):
 
     # --- streams --------------------------------------------------------------------------------------------
 
-    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncIterator[bytes]:
+    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncGenerator[bytes, None]:
         """Yield a snapshot, or ("") the volume as it is: a tar of its files, or its disk. Raises DriverError."""
         path = self.snapshot_path(volume, snapshot) if snapshot else self.volume_path(volume)
         if form == RAW:

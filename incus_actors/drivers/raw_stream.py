@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 from incus_actors.drivers.base import DriverError
@@ -22,7 +22,7 @@ _PIECE_BYTES = 256 << 10
 _END = (1 << 64) - 1
 
 
-async def read_disk(path: Path) -> AsyncIterator[bytes]:
+async def read_disk(path: Path) -> AsyncGenerator[bytes, None]:
     """Yield a file or device. Raises DriverError."""
     try:
         descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)

@@ -14,6 +14,7 @@ from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.lxc import LxcDriver
 from incus_actors.drivers.process import ProcessDriver
 from incus_actors.drivers.storage import StorageDriver
+from incus_actors.drivers.storage_btrfs import BtrfsStorage
 from incus_actors.drivers.storage_dir import DirStorage
 from incus_actors.errors import BadRequestError, MemberError
 
@@ -51,10 +52,11 @@ def choose_drivers(directory: Path, *, instance_driver: str = "") -> Drivers:
         raise MemberError(f"The instance driver {instance_driver} does not work: {reasons[instance_driver].reason}")
     use_lxc = reasons["lxc"].available and instance_driver != "process"
     storage: dict[str, StorageDriver] = {}
-    dir_storage: StorageDriver = DirStorage(directory)
-    reasons["dir"] = dir_storage.availability()
-    if reasons["dir"].available:
-        storage["dir"] = dir_storage
+    candidates: dict[str, StorageDriver] = {"dir": DirStorage(directory), "btrfs": BtrfsStorage(directory)}
+    for name, driver in candidates.items():
+        reasons[name] = driver.availability()
+        if reasons[name].available:
+            storage[name] = driver
     return Drivers(
         instances=lxc if use_lxc else process,
         storage=storage,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from incus_actors.drivers import mounts
 from incus_actors.drivers.child import run_helper
 
 _SIZE = 1_000_000_000
@@ -15,14 +16,15 @@ _SHIFT_TIMEOUT_S = 3600.0
 
 
 class RootfsOwners:
-    """Remembers per device whether idmapped mounts work."""
+    """Remembers per mounted file system whether idmapped mounts work (on btrfs each volume has a device number)."""
 
     def __init__(self) -> None:
-        self._idmapped: dict[int, bool] = {}
+        self._idmapped: dict[str, bool] = {}
 
     async def idmapped_mounts(self, directory: Path) -> bool:
         """Return whether the file system of `directory` can be mounted with an id map here; asks once."""
-        device = directory.stat().st_dev
+        found = mounts.holding(directory)
+        device = str(directory.stat().st_dev) if found is None else f"{found.device} {found.kind} {found.point}"
         if device not in self._idmapped:
             answer = await run_helper("rootfs_helper", ["probe"], [("path", str(directory))])
             self._idmapped[device] = answer["idmapped"] == "1"

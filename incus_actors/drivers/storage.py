@@ -6,7 +6,7 @@ StorageActor. A driver must never touch the database or another member.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -139,7 +139,7 @@ class StorageDriver(Protocol):
 
     # --- streams ---
 
-    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncIterator[bytes]:
+    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncGenerator[bytes, None]:
         """Yield a snapshot, or ("") the volume as it is, in one of `stream_formats`; relative to an earlier snapshot
         if the format can. Raises DriverError, at the end too."""
 

@@ -133,10 +133,19 @@ class ClusterGroupPut(msgspec.Struct, kw_only=True):
 
 
 class ClusterCertificatePut(msgspec.Struct, kw_only=True):
-    """PUT /1.0/cluster/certificate."""
+    """PUT /1.0/cluster/certificate. Holds a private key: never log it."""
 
     cluster_certificate: str = ""
     cluster_certificate_key: str = ""
+
+    def __repr__(self) -> str:
+        return "ClusterCertificatePut(...)"
+
+
+class CertificateWanted(msgspec.Struct, kw_only=True):
+    """POST /internal/cluster/certificate/fetch."""
+
+    fingerprint: str
 
 
 class AcceptRequest(msgspec.Struct, kw_only=True):

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True, slots=True)
 class KeySpec:
     """One key. `name` may end in `*` or hold `<name>`. `scope` is "local" (one member's), "global" or ""; `only`
-    the type of instances that have it, or ""."""
+    the type of instances that have it, the drivers of a pool's, or content types and drivers of a volume's; or ""."""
 
     name: str
     type: Literal["string", "int", "bool"]
@@ -194,16 +194,41 @@ def validate_project_config(config: Mapping[str, str]) -> None:
     _validate(config, "project", 'Invalid project configuration key "{}"', " value: {}")
 
 
-def validate_pool_config(config: Mapping[str, str]) -> None:
+def validate_pool_config(config: Mapping[str, str], driver: str) -> None:
     """Raises ConfigError: `Invalid option "foo"`, `Invalid value for option "rsync.bwlimit": …`."""
     for key in sorted(config):
         spec = find("pool", key)
-        if spec is None:
+        if spec is None or (spec.only and driver not in spec.only.split()):
             raise ConfigError(f'Invalid option "{key}"')
         try:
             check_value(spec, config[key])
         except ConfigError as error:
             raise ConfigError(f'Invalid value for option "{key}": {error}') from None
+
+
+_POOL_DRIVERS = frozenset({"dir", "btrfs", "lvm", "zfs"})
+
+
+def volume_key_fits(key: str, driver: str, content: str) -> bool:
+    """Return whether a volume of this content in a pool of this driver has such a key."""
+    spec = find("volume", key)
+    if spec is None:
+        return False
+    only = set(spec.only.split())
+    return not only or (content in only and (driver in only or not only & _POOL_DRIVERS))
+
+
+def validate_volume_config(name: str, config: Mapping[str, str], driver: str, content: str) -> None:
+    """`content` is filesystem, block or iso. Raises ConfigError: `Invalid option for volume "v" option "foo"`,
+    `Invalid value for volume "v" option "size": …`."""
+    for key in sorted(config):
+        spec = find("volume", key)
+        if spec is None or not volume_key_fits(key, driver, content):
+            raise ConfigError(f'Invalid option for volume "{name}" option "{key}"')
+        try:
+            check_value(spec, config[key])
+        except ConfigError as error:
+            raise ConfigError(f'Invalid value for volume "{name}" option "{key}": {error}') from None
 
 
 def validate_member_config(config: Mapping[str, str]) -> None:

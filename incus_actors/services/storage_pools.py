@@ -140,7 +140,7 @@ class StoragePoolService:
             raise MemberError("Unknown driver")
         config = config_keys.without_empty(post.config)
         try:
-            config_keys.validate_pool_config(config)
+            config_keys.validate_pool_config(config, post.driver)
         except config_keys.ConfigError as error:
             raise MemberError(str(error)) from None
         return config
@@ -229,7 +229,7 @@ class StoragePoolService:
             self._check_scope(given, target)
             shared, local = self._wanted(row, member_id, put.config or {}, target=target, patch=patch)
             try:
-                config_keys.validate_pool_config({**shared, **visible(local)})
+                config_keys.validate_pool_config({**shared, **visible(local)}, row.driver)
             except config_keys.ConfigError as error:
                 raise BadRequestError(str(error)) from None
             old_local = row.local.get(member_id, {})

@@ -192,13 +192,39 @@ def test_projects_pools_and_members():
         keys.validate_project_config({"foo": "1"})
     with pytest.raises(keys.ConfigError, match=r'^Invalid project configuration key "features.images" value: Invalid'):
         keys.validate_project_config({"features.images": "maybe"})
-    keys.validate_pool_config({"source": "", "volume.snapshots.expiry": "1d", "user.a": "b"})
-    with pytest.raises(keys.ConfigError, match=r'^Invalid option "zfs.pool_name"$'):
-        keys.validate_pool_config({"zfs.pool_name": "x"})
+    keys.validate_pool_config({"source": "", "volume.snapshots.expiry": "1d", "user.a": "b"}, "dir")
+    keys.validate_pool_config({"zfs.pool_name": "x", "size": "5GiB"}, "zfs")
+    for key, driver in (("zfs.pool_name", "dir"), ("size", "dir"), ("btrfs.mount_options", "zfs"), ("nope", "btrfs")):
+        with pytest.raises(keys.ConfigError, match=rf'^Invalid option "{key}"$'):
+            keys.validate_pool_config({key: "1GiB"}, driver)
     with pytest.raises(keys.ConfigError, match=r'^Invalid value for option "rsync.compression": Invalid value for a b'):
-        keys.validate_pool_config({"rsync.compression": "maybe"})
+        keys.validate_pool_config({"rsync.compression": "maybe"}, "dir")
     with pytest.raises(keys.ConfigError, match=r'^Invalid cluster configuration key "scheduler.instance" value$'):
         keys.validate_member_config({"scheduler.instance": "x"})
+
+
+@pytest.mark.parametrize(
+    ("config", "driver", "content", "problem"),
+    [
+        ({"foo": "1"}, "dir", "filesystem", 'option for volume "v" option "foo"'),
+        ({"size": "zz"}, "dir", "block", 'value for volume "v" option "size": Invalid value: zz'),
+        ({"security.shifted": "true"}, "btrfs", "block", 'option for volume "v" option "security.shifted"'),
+        ({"security.shared": "true"}, "btrfs", "filesystem", 'option for volume "v" option "security.shared"'),
+        ({"block.filesystem": "ext4"}, "btrfs", "filesystem", 'option for volume "v" option "block.filesystem"'),
+        ({"block.filesystem": "ext4"}, "lvm", "block", 'option for volume "v" option "block.filesystem"'),
+        ({"block.filesystem": "vfat"}, "lvm", "filesystem", 'value for volume "v" option "block.filesystem": '),
+        ({"snapshots.schedule": "@daily"}, "dir", "iso", 'option for volume "v" option "snapshots.schedule"'),
+        ({"block.filesystem": "ext4", "size": "1GiB", "user.x": "y"}, "lvm", "filesystem", None),
+        ({"security.shared": "true", "snapshots.expiry": "1d"}, "zfs", "block", None),
+    ],
+)
+def test_volumes_have_the_keys_of_their_content_and_driver(config, driver, content, problem):
+    if problem is None:
+        keys.validate_volume_config("v", config, driver, content)
+        return
+    with pytest.raises(keys.ConfigError) as caught:
+        keys.validate_volume_config("v", config, driver, content)
+    assert str(caught.value).startswith(f"Invalid {problem}")
 
 
 def test_patch_merges_and_empty_means_unset():

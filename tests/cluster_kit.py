@@ -27,8 +27,9 @@ from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Member, RaftRole
 from incus_actors.errors import ApiError
 from incus_actors.identity import Identity
-from incus_actors.model.cluster import AcceptRequest, ClusterPut, WithdrawRequest
+from incus_actors.model.cluster import AcceptRequest, ClusterCertificatePut, ClusterPut, WithdrawRequest
 from incus_actors.security import certificates, tokens
+from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH, Applicant, ServerFacts
 from incus_actors.services.join_journal import recover
@@ -169,12 +170,16 @@ class LocalPeers:
 
     @staticmethod
     async def _serve(other: Server, path: str, body: Any, applicant: Applicant) -> Any:
-        if path != RESET_PATH:
+        if path in (ACCEPT_PATH, WITHDRAW_PATH):
             await other.consensus.read_barrier()
         if path == ACCEPT_PATH:
             return await other.cases.join.accept(msgspec.convert(body, AcceptRequest), applicant)
         if path == WITHDRAW_PATH:
             return await other.cases.join.withdraw(msgspec.convert(body, WithdrawRequest), applicant)
+        if path == KEEP_PATH:
+            return other.cases.certificate.keep(msgspec.convert(body, ClusterCertificatePut))
+        if path == FETCH_PATH:
+            return other.cases.certificate.give(body["fingerprint"])
         assert path == RESET_PATH
         return await other.cases.leave.reset(body["member_id"])
 
@@ -244,7 +249,9 @@ class Server:
         self.neighbours[self.address] = self
         if self.resumed == "confirming":
             await self.cases.join.resume()
+        self.cases.certificate.settle()
         await self.cases.leave.start()
+        self.cases.certificate.start()
         if self.identity.clustered:
             await self.cases.bootstrap.ensure_announced()
 

@@ -115,12 +115,14 @@ class MemberDaemon:
         for spec in parts.upper_actors:
             await parts.actors.start_child(spec)
         parts.keeper.start()
+        parts.services.cluster.certificate.settle()
         listeners = self._listeners = Listeners(build_app(parts.gateway))
         await listeners.start()
         await self._reload()
         await listeners.open_unix(self._settings.unix_socket, group=self._settings.group, passed=passed.get("unix"))
         cluster = parts.services.cluster
         await cluster.leave.start()
+        cluster.certificate.start()
         if joining == "confirming":
             spawn(cluster.join.resume(), name="resume the join")
         elif parts.identity.clustered:

@@ -41,6 +41,7 @@ from incus_actors.identity import Identity
 from incus_actors.model.api_extensions import API_EXTENSIONS
 from incus_actors.rest.context import Gateway
 from incus_actors.security import certificates
+from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.security.tls import client_context
 from incus_actors.services import instance_use_cases
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
@@ -98,6 +99,7 @@ class _Core:
     routing: Routing
     forwarder: Forwarder
     heartbeats: HeartbeatTable
+    cluster_files: ClusterFiles
 
     @property
     def database(self) -> Database:
@@ -116,10 +118,7 @@ def _build_core(settings: Settings) -> _Core:
     events = EventHub(location=lambda: identity.location)
     routing = Routing(database=lambda: database, member_id=lambda: identity.member_id)
     server = certificates.load_or_create(directory, certificates.SERVER, socket.gethostname())
-
-    def cluster_fingerprints() -> list[str]:
-        pair = certificates.load_pair(directory, certificates.CLUSTER)
-        return [] if pair is None else [pair.fingerprint]
+    cluster_files = ClusterFiles(directory)
 
     return _Core(
         settings=settings,
@@ -136,9 +135,10 @@ def _build_core(settings: Settings) -> _Core:
         forwarder=Forwarder(
             address_of=routing.address_of,
             context=lambda: client_context(server.certificate_path, server.key_path),
-            accepted=cluster_fingerprints,
+            accepted=cluster_files.accepted,
         ),
         heartbeats=HeartbeatTable(),
+        cluster_files=cluster_files,
     )
 
 
@@ -174,6 +174,7 @@ def _cluster(core: _Core, hooks: DaemonHooks, config: ServerConfigService) -> Cl
             storage_root=str(core.settings.directory / "storage-pools"),
         ),
         config=config.configured,
+        files=core.cluster_files,
     )
 
 

@@ -182,6 +182,19 @@ class AcceptAnswer(msgspec.Struct, kw_only=True):
         return f"AcceptAnswer(member_id={self.member_id}, epoch={self.epoch})"
 
 
+class ReplaceRequest(msgspec.Struct, kw_only=True):
+    """POST /internal/cluster/replace: a member that has forgotten what it promised asks for a new id.
+
+    It shows its server certificate, which is trusted under `name`. Answered as an acceptance.
+    """
+
+    name: str
+    transport: str  #: with the CURVE key that it always had
+    version: str
+    schema: int
+    api_extensions: int
+
+
 class WithdrawRequest(msgspec.Struct, kw_only=True):
     """POST /internal/cluster/withdraw: a server that was accepted could not go on; undo it."""
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from incus_actors.errors import BadRequestError, NotImplementedHereError
+from incus_actors.errors import BadRequestError, ForbiddenError, NotImplementedHereError
 from incus_actors.model.cluster import (
     AcceptRequest,
+    CertificateWanted,
+    ClusterCertificatePut,
     ClusterGroupPost,
     ClusterGroupPut,
     ClusterMember,
@@ -35,6 +37,7 @@ from incus_actors.rest.http import (
     sync,
     url_of,
 )
+from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
 from incus_actors.services.join import Applicant
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def routes() -> list[RouteSpec]:
     return [
         RouteSpec("GET", "/1.0/cluster", get_cluster, consistency="fallback"),
         RouteSpec("PUT", "/1.0/cluster", put_cluster, access="admin"),
+        RouteSpec("PUT", "/1.0/cluster/certificate", put_certificate, access="admin"),
         RouteSpec("GET", "/1.0/cluster/members", get_members, consistency="fallback"),
         RouteSpec("POST", "/1.0/cluster/members", post_members, access="admin"),
         RouteSpec("GET", _MEMBER, get_member, consistency="fallback"),
@@ -69,6 +73,8 @@ def routes() -> list[RouteSpec]:
         RouteSpec("DELETE", _GROUP, delete_group, access="admin"),
         RouteSpec("POST", "/internal/cluster/accept", accept, access="untrusted"),
         RouteSpec("POST", "/internal/cluster/withdraw", withdraw, access="member"),
+        RouteSpec("POST", KEEP_PATH, keep_certificate, access="member", consistency="local"),
+        RouteSpec("POST", FETCH_PATH, fetch_certificate, access="member", consistency="local"),
         RouteSpec("POST", "/internal/cluster/reset", reset, access="member", consistency="local"),
     ]
 
@@ -145,6 +151,16 @@ def _join(request: web.Request, put: ClusterPut) -> web.StreamResponse:
             caller=asked_by,
         )
     )
+
+
+async def put_certificate(request: web.Request) -> web.StreamResponse:
+    """PUT /1.0/cluster/certificate: another pair on all members."""
+    put = await read_json(request, ClusterCertificatePut)
+    await _cluster(request).certificate.replace(put)
+    gateway(request).events.lifecycle(
+        "cluster-certificate-updated", "/1.0/cluster/certificate", project="default", caller=caller(request)
+    )
+    return sync()
 
 
 # -- members ----------------------------------------------------------------------------------------------------
@@ -334,6 +350,26 @@ async def withdraw(request: web.Request) -> web.StreamResponse:
     applicant = _applicant(request)
     await _cluster(request).join.withdraw(await read_json(request, WithdrawRequest), applicant)
     return sync()
+
+
+async def keep_certificate(request: web.Request) -> web.StreamResponse:
+    """POST: a member sends the pair that it is about to make the cluster's."""
+    _member_only(request)
+    _cluster(request).certificate.keep(await read_json(request, ClusterCertificatePut))
+    return sync()
+
+
+async def fetch_certificate(request: web.Request) -> web.StreamResponse:
+    """POST: a member that was away asks for the cluster's pair."""
+    _member_only(request)
+    wanted = await read_json(request, CertificateWanted)
+    return sync(_cluster(request).certificate.give(wanted.fingerprint))
+
+
+def _member_only(request: web.Request) -> None:
+    """Raise ForbiddenError unless a member asks on its own behalf, with its own certificate."""
+    if caller(request).protocol != "member" or caller(request).forwarded:
+        raise ForbiddenError
 
 
 async def reset(request: web.Request) -> web.StreamResponse:

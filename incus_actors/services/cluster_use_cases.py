@@ -15,7 +15,9 @@ from incus_actors.actors.heartbeat import HeartbeatTable
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.identity import Identity
+from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.services.cluster import ClusterHooks, ClusterService
+from incus_actors.services.cluster_certificate import ClusterCertificateService
 from incus_actors.services.cluster_groups import GroupsService
 from incus_actors.services.join import JoinService, ServerFacts
 from incus_actors.services.join_tokens import JoinTokens, TokenOperations
@@ -40,6 +42,7 @@ class ClusterUseCases:
     groups: GroupsService
     tokens: JoinTokens
     token_operations: TokenOperations
+    certificate: ClusterCertificateService
 
 
 def build_cluster_use_cases(
@@ -56,6 +59,7 @@ def build_cluster_use_cases(
     config: Callable[[str], str],
     wall_ns: Callable[[], int] = time.time_ns,
     peers: PeerClient | None = None,
+    files: ClusterFiles | None = None,
 ) -> ClusterUseCases:
     """Return the cluster's services. `directory` is $INCUS_DIR; `config` reads one of this server's keys ("": unset)."""
     peers = peers or PeerClient(directory / "server.crt", directory / "server.key")
@@ -75,6 +79,9 @@ def build_cluster_use_cases(
         heartbeats=heartbeats,
         fingerprint=lambda: bootstrap.certificate().fingerprint,
         wall_ns=wall_ns,
+    )
+    members = MembersService(
+        identity=identity, consensus=consensus, database=database, heartbeats=heartbeats, actors=actors
     )
     return ClusterUseCases(
         bootstrap=bootstrap,
@@ -100,10 +107,18 @@ def build_cluster_use_cases(
             hooks=hooks,
             config=config,
         ),
-        members=MembersService(
-            identity=identity, consensus=consensus, database=database, heartbeats=heartbeats, actors=actors
-        ),
+        members=members,
         groups=GroupsService(identity=identity, consensus=consensus, database=database),
         tokens=tokens,
         token_operations=TokenOperations(consensus=consensus, database=database, identity=identity, wall_ns=wall_ns),
+        certificate=ClusterCertificateService(
+            files=files or ClusterFiles(directory),
+            identity=identity,
+            consensus=consensus,
+            database=database,
+            peers=peers,
+            online=members.online,
+            reload=hooks.reload_listeners,
+            wall_ns=wall_ns,
+        ),
     )

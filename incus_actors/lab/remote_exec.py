@@ -6,6 +6,7 @@ Called by the demo; must never be used by the daemon.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,5 +64,9 @@ async def _run(socket: Path, instance: str, argv: list[str]) -> ExecResult:
 
 
 def run(socket: Path, instance: str, argv: list[str]) -> ExecResult:
-    """Run and wait. Raises RuntimeError with the member's words."""
-    return asyncio.run(_run(socket, instance, argv))
+    """Run and wait. Raises RuntimeError with the member's words.
+
+    On a thread of its own: asyncio.run on the main thread would take an interrupt for itself and may lose it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(_run(socket, instance, argv))).result()

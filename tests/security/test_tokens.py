@@ -28,6 +28,7 @@ def test_captured_join_token_survives_decode_and_encode():
     assert token.encode() == CAPTURED
 
 
+@pytest.mark.may_skip
 @pytest.mark.skipif(not CAPTURES.is_dir(), reason="captures are not part of a clone")
 def test_every_captured_token_survives_decode_and_encode():
     seen = 0

@@ -44,6 +44,7 @@ async def test_a_stranger_sees_no_environment_and_no_config(kit):
     assert (shown["config"], shown["auth"]) == ({}, "untrusted")
 
 
+@pytest.mark.may_skip
 @pytest.mark.skipif(not CAPTURES.exists(), reason="the contract is not on this machine")
 async def test_fields_are_those_of_a_real_server_in_the_same_order(kit):
     capture = json.loads((CAPTURES / "info-clustered.json").read_text())
@@ -67,6 +68,7 @@ def _find(value, key):
     return None
 
 
+@pytest.mark.may_skip
 @pytest.mark.skipif(not CAPTURES.exists(), reason="the contract is not on this machine")
 def test_every_extension_is_one_that_incus_has():
     known = set(json.loads((CAPTURES / "_api-extensions-6.0.4.json").read_text()))

@@ -21,6 +21,7 @@ from incus_actors.rest import (
     profile_routes,
     project_routes,
     server_routes,
+    sql_routes,
     storage_routes,
     warning_routes,
 )
@@ -34,6 +35,7 @@ _MODULES = (
     storage_routes,
     network_routes,
     warning_routes,
+    sql_routes,
 )
 
 

@@ -26,6 +26,7 @@ from incus_actors.services.projects import ProjectService
 from incus_actors.services.registry import Services
 from incus_actors.services.server_config import ServerConfigService
 from incus_actors.services.server_info import ServerInfoService
+from incus_actors.services.sql import SqlService
 from incus_actors.services.storage_pools import StoragePoolService
 from incus_actors.services.trust import TrustService
 from incus_actors.services.warnings import WarningService
@@ -159,6 +160,7 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         networks=NetworkService(database=database, identity=identity),
         cluster=cast(Any, SimpleNamespace()),
         members=cast(Any, SimpleNamespace()),
+        sql=SqlService(consensus=consensus, database=database, path=lambda: consensus.database.path, identity=identity),
         instances=SimpleNamespace(),
         images=SimpleNamespace(),
     )

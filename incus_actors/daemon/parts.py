@@ -53,6 +53,7 @@ from incus_actors.services.projects import ProjectService
 from incus_actors.services.registry import Services
 from incus_actors.services.server_config import ServerConfigService
 from incus_actors.services.server_info import ServerInfoService
+from incus_actors.services.sql import SqlService
 from incus_actors.services.storage_pools import StoragePoolService
 from incus_actors.services.trust import TrustService
 from incus_actors.services.warnings import WarningService
@@ -213,6 +214,7 @@ def _services(
         networks=NetworkService(database=database, identity=identity),
         cluster=cluster,
         members=cluster.members,
+        sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
         instances=instances,
         images=images,
     )

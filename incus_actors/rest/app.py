@@ -33,6 +33,7 @@ ROUTE_MODULES = (
     "image",
     "operation",
     "internal",
+    "sql",
 )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from incus_actors.services.projects import ProjectService
     from incus_actors.services.server_config import ServerConfigService
     from incus_actors.services.server_info import ServerInfoService
+    from incus_actors.services.sql import SqlService
     from incus_actors.services.storage_pools import StoragePoolService
     from incus_actors.services.trust import TrustService
     from incus_actors.services.warnings import WarningService
@@ -35,5 +36,6 @@ class Services:
     networks: NetworkService
     cluster: ClusterUseCases
     members: MembersService
+    sql: SqlService
     instances: Any
     images: Any

@@ -1,32 +1,54 @@
-"""Reads of managed networks (their creation is a later issue; the rows are those of Incus).
+"""Reads of managed networks: rows, the configuration of a member, who uses them.
 
-Owns the queries; services call them with a Database. Must never write.
+Owns the queries; services and actors call them with a Database or a snapshot. Must never write.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from enum import IntEnum
 
-from incus_actors.state.queries.storage import PoolState
+from incus_actors.domain.networks import TYPE_NAMES
+from incus_actors.domain.transactions_networks import ADDRESSES_SQL, HIDDEN_PREFIX, Rows
 from incus_actors.state.reader import Reader
 
-TYPES: Final = {0: "bridge", 1: "macvlan", 2: "sriov", 3: "ovn", 4: "physical"}
+
+class NetworkState(IntEnum):
+    """`networks.state` and `networks_nodes.state` (domain.transactions_networks)."""
+
+    PENDING = 0
+    CREATED = 1
+    ERRORED = 2
+    CREATING = 3
+    DELETING = 4
+    UNDOING = 5
+
+    @property
+    def label(self) -> str:
+        """The word of the API."""
+        if self is NetworkState.UNDOING:
+            return "Errored"
+        return "Pending" if self in (NetworkState.CREATING, NetworkState.DELETING) else self.name.capitalize()
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRow:
-    """One managed network; `local` member id → its own keys; `members` ids that have it."""
+    """One managed network; `config` is the same everywhere; `local` member id → its own keys; `members` id → state."""
 
     id: int
     name: str
     description: str
     type: str
-    state: PoolState
+    state: NetworkState
     project: str
     config: dict[str, str]
     local: dict[int, dict[str, str]]
-    members: tuple[int, ...]
+    members: dict[int, NetworkState]
+
+    def config_on(self, member_id: int) -> dict[str, str]:
+        """Return the whole configuration as one member has it, sorted, without what only we use."""
+        found = {**self.config, **self.local.get(member_id, {})}
+        return {key: found[key] for key in sorted(found) if not key.startswith(HIDDEN_PREFIX)}
 
 
 def networks(db: Reader, project_id: int | None = None) -> list[NetworkRow]:
@@ -38,21 +60,21 @@ def networks(db: Reader, project_id: int | None = None) -> list[NetworkRow]:
             shared.setdefault(row[0], {})[row[2]] = row[3]
         else:
             local.setdefault(row[0], {}).setdefault(row[1], {})[row[2]] = row[3]
-    members: dict[int, list[int]] = {}
-    for row in db.query("SELECT network_id, node_id FROM networks_nodes ORDER BY node_id"):
-        members.setdefault(row[0], []).append(row[1])
+    members: dict[int, dict[int, NetworkState]] = {}
+    for row in db.query("SELECT network_id, node_id, state FROM networks_nodes ORDER BY node_id"):
+        members.setdefault(row[0], {})[row[1]] = NetworkState(row[2])
     where, parameters = ("", ()) if project_id is None else (" WHERE n.project_id = ?", (project_id,))
     return [
         NetworkRow(
             id=row[0],
             name=row[1],
             description=row[2],
-            type=TYPES.get(row[3], "bridge"),
-            state=PoolState(row[4]),
+            type=TYPE_NAMES.get(row[3], "bridge"),
+            state=NetworkState(row[4]),
             project=row[5],
             config=shared.get(row[0], {}),
             local=local.get(row[0], {}),
-            members=tuple(members.get(row[0], ())),
+            members=members.get(row[0], {}),
         )
         for row in db.query(
             "SELECT n.id, n.name, n.description, n.type, n.state, p.name FROM networks n"
@@ -60,3 +82,48 @@ def networks(db: Reader, project_id: int | None = None) -> list[NetworkRow]:
             parameters,
         )
     ]
+
+
+def network(db: Reader, name: str) -> NetworkRow | None:
+    """Return one network by name. There are few, so reading them all costs nothing."""
+    return next((row for row in networks(db) if row.name == name), None)
+
+
+def addresses(db: Reader) -> Rows:
+    """Return what `transactions_networks.addresses_guard` compares."""
+    return tuple(tuple(row) for row in db.query(ADDRESSES_SQL))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkUse:
+    """Something that needs a network. `kind`: instance, profile or network."""
+
+    kind: str
+    name: str
+    project: str
+
+
+def uses(db: Reader, name: str) -> list[NetworkUse]:
+    """Return the instances and profiles with a nic on a network or on the interface of its name, and the networks
+    that have it as their parent."""
+    found = []
+    for kind in ("profile", "instance"):
+        found += [
+            NetworkUse(kind, row[0], row[1])
+            for row in db.query(
+                f"SELECT DISTINCT o.name, p.name FROM {kind}s o JOIN projects p ON p.id = o.project_id"
+                f" JOIN {kind}s_devices d ON d.{kind}_id = o.id AND d.type = 1"
+                f" JOIN {kind}s_devices_config c ON c.{kind}_device_id = d.id AND c.key IN ('network', 'parent')"
+                " AND c.value = ? ORDER BY p.name, o.name",
+                (name,),
+            )
+        ]
+    found += [
+        NetworkUse("network", row[0], row[1])
+        for row in db.query(
+            "SELECT DISTINCT n.name, p.name FROM networks n JOIN projects p ON p.id = n.project_id"
+            " JOIN networks_config c ON c.network_id = n.id AND c.key = 'parent' AND c.value = ? ORDER BY n.name",
+            (name,),
+        )
+    ]
+    return found

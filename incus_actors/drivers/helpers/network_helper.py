@@ -1,0 +1,286 @@
+"""Changes the network interfaces of this machine through netlink (pyroute2), one request after the other.
+
+Owns no state: every request says what shall be, and what is there already stays untouched. Started by
+drivers/network_helper.py and kept for a while (pyroute2 takes 0.2 s and 20 MB to load, which the daemon shall not pay);
+ends when the daemon closes its socket. Must never change an interface that does not carry the daemon's mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+PROTO_STATIC = 4
+RT_SCOPE_UNIVERSE = 0
+IFF_UP = 1
+
+
+class Refused(Exception):  # noqa: N818 - an answer
+    """What the user reads."""
+
+
+class Links:
+    """The operations; `ip` is a pyroute2.IPRoute of the daemon's network namespace."""
+
+    def __init__(self, ip: Any) -> None:
+        self.ip = ip
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Any:
+        """Return the link message of an interface, None if there is none."""
+        found = self.ip.link_lookup(ifname=name)
+        return self.ip.get_links(found[0])[0] if found else None
+
+    def need(self, name: str) -> Any:
+        """Return the link message of an interface that must exist."""
+        link = self.find(name)
+        if link is None:
+            raise Refused(f'Network interface "{name}" not found')
+        return link
+
+    def owned(self, request: Request) -> Answer:
+        """Return the names of all interfaces with our mark."""
+        names = [
+            link.get_attr("IFLA_IFNAME")
+            for link in self.ip.get_links()
+            if (link.get_attr("IFLA_IFALIAS") or "") == request["mark"]
+        ]
+        return {"names": sorted(names)}
+
+    def exists(self, request: Request) -> Answer:
+        """Return whether there is an interface of this name."""
+        return {"exists": self.find(request["name"]) is not None}
+
+    # -- bridges ------------------------------------------------------------------------------------------------------
+
+    def bridge_up(self, request: Request) -> Answer:
+        """Make a bridge what the request says; return whether it is new, and what could not be done."""
+        name, mark = request["name"], request["mark"]
+        link = self.find(name)
+        created = link is None
+        if link is None:
+            link = self._new_bridge(request)
+        elif link.get_attr("IFLA_IFALIAS") != mark:
+            raise Refused(f'Network interface "{name}" already exists')
+        index = link["index"]
+        try:
+            self._set_link(link, request)
+            self._sysctls(request)
+            self._addresses(index, request["addresses"])
+            self._routes(index, request["routes"])
+            problems = self._external(index, request)
+        except Exception:
+            if created:  # nothing half made stays behind
+                self.ip.link("del", index=index)
+            raise
+        return {"created": created, "problems": problems}
+
+    def _new_bridge(self, request: Request) -> Any:
+        """Under a name of our own until it carries our mark: a kill in between leaves nothing that looks foreign."""
+        name, temporary = request["name"], request["temporary"]
+        for index in self.ip.link_lookup(ifname=temporary):
+            self.ip.link("del", index=index)
+        self.ip.link("add", ifname=temporary, kind="bridge", mtu=request["mtu"], address=request["hwaddr"])
+        index = self.ip.link_lookup(ifname=temporary)[0]
+        self.ip.link("set", index=index, ifalias=request["mark"])
+        try:
+            self.ip.link("set", index=index, ifname=name)
+        except Exception:
+            self.ip.link("del", index=index)
+            raise
+        return self.ip.get_links(index)[0]
+
+    def _set_link(self, link: Any, request: Request) -> None:
+        index = link["index"]
+        if link.get_attr("IFLA_MTU") != request["mtu"]:
+            self.ip.link("set", index=index, mtu=request["mtu"])
+        if request["fixed_hwaddr"] and link.get_attr("IFLA_ADDRESS") != request["hwaddr"]:
+            self.ip.link("set", index=index, address=request["hwaddr"])
+        conf = f"conf/{request['name']}"
+        write_sysctl("ipv6", f"{conf}/disable_ipv6", "0" if request["ipv6"] else "1")
+        # No duplicate address detection: without a port the bridge has no carrier and would never end it.
+        write_sysctl("ipv6", f"{conf}/accept_dad", "0")
+        write_sysctl("ipv6", f"{conf}/autoconf", "0")
+        write_sysctl("ipv6", f"{conf}/accept_ra", "0")  # instances must not tell the host its routes
+        if not link["flags"] & IFF_UP:
+            self.ip.link("set", index=index, state="up")
+
+    def _sysctls(self, request: Request) -> None:
+        if request["route4"]:
+            write_sysctl("ipv4", "ip_forward", "1")
+        if request["route6"]:
+            for directory in Path("/proc/sys/net/ipv6/conf").iterdir():
+                # A host that forwards ignores router advertisements unless told 2: its own uplink must not suffer.
+                if read_sysctl("ipv6", f"conf/{directory.name}/accept_ra") == "1":
+                    write_sysctl("ipv6", f"conf/{directory.name}/accept_ra", "2")
+            write_sysctl("ipv6", "conf/all/forwarding", "1")
+
+    def _addresses(self, index: int, wanted: list[str]) -> None:
+        present = {
+            f"{a.get_attr('IFA_LOCAL') or a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}"
+            for a in self.ip.get_addr(index=index)
+            if a["scope"] == RT_SCOPE_UNIVERSE
+        }
+        for address in wanted:
+            if address not in present:
+                self._address("add", index, address)
+        for address in present - set(wanted):
+            self._address("del", index, address)
+
+    def _address(self, verb: str, index: int, text: str) -> None:
+        address, _, prefix = text.partition("/")
+        self.ip.addr(verb, index=index, address=address, prefixlen=int(prefix))
+
+    def _routes(self, index: int, wanted: list[str]) -> None:
+        present = {
+            f"{r.get_attr('RTA_DST')}/{r['dst_len']}"
+            for r in self.ip.get_routes(oif=index)
+            if r["proto"] == PROTO_STATIC and r.get_attr("RTA_DST")
+        }
+        for route in wanted:
+            if route not in present:
+                self.ip.route("add", dst=route, oif=index, proto="static")
+        for route in present - set(wanted):
+            self.ip.route("del", dst=route, oif=index)
+
+    def _external(self, index: int, request: Request) -> list[str]:
+        """Put other interfaces into the bridge, and take out those that were put in by us and are not named now."""
+        problems = []
+        for name in request["release"]:
+            self._release(index, name)
+        for item in request["external"]:
+            words = item.split("/")
+            name = words[0]
+            if len(words) == 3 and self.find(name) is None:
+                self.vlan_up({"name": name, "parent": words[1], "vlan": int(words[2]), "mark": request["mark"]})
+            link = self.find(name)
+            if link is None:
+                problems.append(f'External interface "{name}" of network "{request["name"]}" not found')
+                continue
+            if link.get_attr("IFLA_MASTER") == index:
+                continue
+            if any(a["scope"] == RT_SCOPE_UNIVERSE for a in self.ip.get_addr(index=link["index"])):
+                raise Refused("Only unconfigured network interfaces can be bridged")
+            self.ip.link("set", index=link["index"], master=index, state="up")
+        return problems
+
+    def _release(self, index: int, item: str) -> None:
+        link = self.find(item.split("/")[0])
+        if link is not None and link.get_attr("IFLA_MASTER") == index:
+            self.ip.link("set", index=link["index"], master=0)
+
+    def bridge_down(self, request: Request) -> Answer:
+        """Remove a bridge of ours; nothing happens if there is none, or one of somebody else."""
+        for index in self.ip.link_lookup(ifname=request["temporary"]):
+            self.ip.link("del", index=index)
+        link = self.find(request["name"])
+        if link is not None and link.get_attr("IFLA_IFALIAS") == request["mark"]:
+            for item in request["release"]:
+                self._release(link["index"], item)
+            self.ip.link("del", index=link["index"])
+        return {}
+
+    # -- parents ------------------------------------------------------------------------------------------------------
+
+    def vlan_up(self, request: Request) -> Answer:
+        """Make the VLAN interface of a parent, unless it is there; return whether we made it."""
+        if self.find(request["name"]) is not None:
+            return {"created": False}
+        parent = self.find(request["parent"])
+        if parent is None:
+            raise Refused(f'Parent interface "{request["parent"]}" not found')
+        self.ip.link("add", ifname=request["name"], kind="vlan", link=parent["index"], vlan_id=request["vlan"])
+        index = self.ip.link_lookup(ifname=request["name"])[0]
+        self.ip.link("set", index=index, ifalias=request["mark"])
+        self.ip.link("set", index=index, state="up")
+        return {"created": True}
+
+    def link_down(self, request: Request) -> Answer:
+        """Remove an interface of ours; nothing happens if there is none, or one of somebody else."""
+        link = self.find(request["name"])
+        if link is not None and link.get_attr("IFLA_IFALIAS") == request["mark"]:
+            self.ip.link("del", index=link["index"])
+        return {}
+
+
+def read_sysctl(family: str, path: str) -> str:
+    """Return a value, "" if there is none."""
+    try:
+        return Path("/proc/sys/net", family, path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_sysctl(family: str, path: str, value: str) -> None:
+    """Set a value unless it is set already; a kernel without it (no IPv6) is fine."""
+    if read_sysctl(family, path) not in ("", value):
+        Path("/proc/sys/net", family, path).write_text(value)
+
+
+def read_exactly(descriptor: int, size: int) -> bytes:
+    """Return `size` bytes, fewer at the end of file."""
+    data = b""
+    while len(data) < size and (chunk := os.read(descriptor, size - len(data))):
+        data += chunk
+    return data
+
+
+def receive(control: int) -> dict[str, str]:
+    """Return the next message; empty at the end of the conversation."""
+    head = read_exactly(control, 4)
+    if len(head) < 4:
+        return {}
+    parts = read_exactly(control, int.from_bytes(head, "big")).decode().split("\0")
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def send(control: int, **fields: str) -> None:
+    """Send one message."""
+    body = "\0".join(part for item in fields.items() for part in item).encode()
+    data = len(body).to_bytes(4, "big") + body
+    while data:
+        data = data[os.write(control, data) :]
+
+
+def handle(operations: dict[str, Callable[[Request], Answer]], message: dict[str, str]) -> dict[str, str]:
+    """Do one request; an error is an answer."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return {"answer": json.dumps(operations[message["call"]](json.loads(message["data"])))}
+    except Refused as refused:
+        return {"error": str(refused)}
+    except NetlinkError as error:
+        return {"error": f"{message['call']}: {error.args[1] if len(error.args) > 1 else error}"}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        return {"error": f"{message['call']}: {type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    """Run `<directory of site-packages> <socket>`."""
+    directory, number = sys.argv[1:3]
+    sys.path.append(directory)
+    control = int(number)
+    os.set_inheritable(control, False)
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        links = Links(ip)
+        operations = {
+            name: getattr(links, name)
+            for name in ("owned", "exists", "bridge_up", "bridge_down", "vlan_up", "link_down")
+        }
+        while message := receive(control):
+            send(control, **handle(operations, message))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,17 +24,19 @@ PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, Entry
 #: what a full disk refuses; the rest is small and helps to get out of it
 DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
 FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid"})
+#: every leader at any time refuses these
+HOPELESS = frozenset({"too_large", "invalid"})
 
 
 @dataclass(slots=True)
 class Pending:
-    """A local proposal without an answer. `sent`: it may be in somebody's log."""
+    """A local proposal without an answer. `sends`: how often it was given to a leader; each may be in its log."""
 
     kind: EntryKind
     body: bytes
     wall_ms: int
     deadline_ms: int
-    sent: bool = False
+    sends: int = 0
     retry_at_ms: int = NEVER
 
 
@@ -84,13 +86,15 @@ class ProposalBook:
         node = self.node
         if node.leadership is not None:
             status = take(node, node.leadership, proposal_id, pending.kind, pending.body, node.id)
-            if status in FINAL_REFUSALS:
-                self._end(proposal_id, status)
-            elif not status:
-                pending.sent = True
             pending.retry_at_ms = NEVER
+            if status in HOPELESS or (status in FINAL_REFUSALS and not pending.sends):
+                self._end(proposal_id, status)
+            elif status in FINAL_REFUSALS:
+                self._try_later(pending)
+            elif not status:
+                pending.sends += 1
         elif node.leader not in (NOBODY, node.id):
-            pending.sent = True
+            pending.sends += 1
             pending.retry_at_ms = node.now + node.timing.proposal_retry_ms
             node.wake_at(pending.retry_at_ms)
             node.send(node.leader, Propose(proposal_id, pending.kind, pending.body, pending.wall_ms))
@@ -108,20 +112,24 @@ class ProposalBook:
                 self._end(proposal_id, "applied", index, result)
 
     def refused(self, message: ProposeResponse) -> None:
-        """The leader does not take it. Only what it can never have logged is final."""
+        """The leader does not take it. That is final only if nobody can have logged it: not when it was sent
+        before, to this leader or to another one, and that answer has not come."""
         pending = self.pending.get(message.proposal_id)
         if pending is None:
             return
-        if message.status in FINAL_REFUSALS:
+        if message.status in HOPELESS or (message.status in FINAL_REFUSALS and pending.sends <= 1):
             self._end(message.proposal_id, message.status)
         else:
-            pending.retry_at_ms = self.node.now + self.node.timing.heartbeat_ms
-            self.node.wake_at(pending.retry_at_ms)
+            self._try_later(pending)
+
+    def _try_later(self, pending: Pending) -> None:
+        pending.retry_at_ms = self.node.now + self.node.timing.heartbeat_ms
+        self.node.wake_at(pending.retry_at_ms)
 
     def fail_all(self) -> None:
         """This process stops: nobody will ever answer here."""
         for proposal_id, pending in list(self.pending.items()):
-            self._end(proposal_id, "unknown" if pending.sent else "timeout")
+            self._end(proposal_id, "unknown" if pending.sends else "timeout")
 
     def tick(self) -> None:
         """End what is past its deadline, ask again what has had no answer."""
@@ -130,7 +138,7 @@ class ProposalBook:
         now, wake = self.node.now, NEVER
         for proposal_id, pending in list(self.pending.items()):
             if pending.deadline_ms <= now:
-                self._end(proposal_id, "unknown" if pending.sent else "timeout")
+                self._end(proposal_id, "unknown" if pending.sends else "timeout")
                 continue
             if pending.retry_at_ms <= now:
                 self._dispatch(proposal_id, pending)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from incus_actors.consensus.messages import Envelope
+from incus_actors.consensus.messages import Envelope, Propose
 from incus_actors.consensus.types import MemberId
 from incus_actors.simulation.plan import NetworkPlan
 
@@ -99,6 +99,8 @@ class Network:
             self.lost += 1
             return
         self._travel(path, envelope)
+        if isinstance(envelope.message, Propose):
+            return  # the transport delivers at most once; everything but a refused proposal is indifferent to it
         if plan.duplicate and rng.random() < plan.duplicate:
             self._travel(path, envelope)
 

@@ -86,7 +86,7 @@ class Monitor:
             host.seen_term = term
         if core.role is RaftRole.LEADER and host.led_term != term:
             self._won(host, core)
-        if core.commit != host.seen_commit:
+        if core.commit != host.seen_commit and not core.amnesia:
             self._commit_moved(host, core)
 
     def _won(self, host: Host, core: Core) -> None:

@@ -42,10 +42,12 @@ class Round:
         return asdict(self)
 
 
-def break_leader(cluster: LabCluster, victim: LabMember, how: str) -> int:
-    """Kill, cut or stop the victim; return the monotonic time of the deed in ns."""
+def break_leader(cluster: LabCluster, victim: LabMember, how: str) -> tuple[int, int]:
+    """Kill, cut or stop the victim; return the monotonic times in ns from which on we count, and after which a write
+    proves that work goes on: pulling a link takes some milliseconds, in which writes may still pass."""
     if how == "kill":
-        return victim.kill()
+        moment = victim.kill()
+        return moment, moment
     moment = time.monotonic_ns()
     if how == "cut":
         if cluster.network is None:
@@ -53,7 +55,7 @@ def break_leader(cluster: LabCluster, victim: LabMember, how: str) -> int:
         cluster.network.cut(cluster.members.index(victim) + 1)
     else:
         victim.signal(signal.SIGTERM)
-    return moment
+    return moment, time.monotonic_ns()
 
 
 def mend(cluster: LabCluster, victim: LabMember, how: str) -> None:
@@ -103,15 +105,15 @@ def run_round(cluster: LabCluster, how: str, number: int, rng: random.Random, li
     for writer in writers:
         writer.start()
     time.sleep(0.3 + rng.random() * 0.3)
-    moment = break_leader(cluster, victim, how)
-    histories = _watch(writers, how, moment, limit_s)
+    moment, done = break_leader(cluster, victim, how)
+    histories = _watch(writers, how, done, limit_s)
     journal = role_journal(survivors)
     noticed, elected = phases(journal, moment)
     write: float | None
     if how == "stop":
         write = longest_gap_ns(histories, moment - 200_000_000, max(a.end_ns for h in histories for a in h)) / 1e6
     else:
-        first = first_accepted_after(histories, moment)
+        first = first_accepted_after(histories, done)
         write = None if first is None else (first - moment) / 1e6
     mend(cluster, victim, how)
     cluster.wait_until_healthy(180)

@@ -17,7 +17,15 @@ import msgspec
 
 from incus_actors.actors.actor import Actor, ChildSpec
 from incus_actors.actors.heartbeat import HeartbeatTable
-from incus_actors.actors.leader_messages import Accepted, AcceptMember, HandOver, Nudge, RemoveMember, RemoveRaftNode
+from incus_actors.actors.leader_messages import (
+    Accepted,
+    AcceptMember,
+    HandOver,
+    Nudge,
+    RemoveMember,
+    RemoveRaftNode,
+    ReplaceMember,
+)
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
@@ -144,6 +152,8 @@ class LeaderActor(Actor):
         match message:
             case AcceptMember():
                 return await self._accept(message)
+            case ReplaceMember():
+                return await self._replace(message)
             case RemoveMember():
                 await self._remove(message)
             case RemoveRaftNode():
@@ -196,6 +206,36 @@ class LeaderActor(Actor):
         status = tools.consensus.status()
         known = status.configuration if member_id in status.configuration.members() else Configuration(target)
         log.info("accepted %s as member %d", wish.name, member_id)
+        return Accepted(member_id, status.cluster_id, status.epoch, encode_configuration(known))
+
+    async def _replace(self, wish: ReplaceMember) -> Accepted:
+        """The burnt id leaves and the new one comes in one step; it becomes a voter again by the usual rule."""
+        tools = self._tools
+        found = queries.member(tools.database, wish.name)
+        if found is None:
+            raise ForbiddenError(f"There is no member {wish.name} in this cluster any more")
+        if any(peer.id == found.id and peer.link for peer in tools.consensus.status().peers):
+            raise UnavailableError(f"Member {wish.name} is still connected under its old id; ask again")
+        outcome = await tools.consensus.propose(
+            members_tx.replace_member(
+                found.id,
+                wish.name,
+                version=(wish.schema, wish.api_extensions),
+                now=wish.now,
+                fence_term=self._term,
+            )
+        )
+        if not outcome.applied:
+            raise UnavailableError(f"Member {wish.name} can't be replaced now: {outcome.label or outcome.error}")
+        member_id = cluster_tx.accepted_id(outcome)
+        added = Member(member_id, wish.transport, Role.SPARE, found.failure_domain)
+        target = await self._change(lambda members: (*self._with_rows(members), added))
+        tools.heartbeats.watch(member_id)
+        status = tools.consensus.status()
+        known = status.configuration if member_id in status.configuration.members() else Configuration(target)
+        log.warning(
+            "%s has forgotten what it promised as member %d: it is member %d now", wish.name, found.id, member_id
+        )
         return Accepted(member_id, status.cluster_id, status.epoch, encode_configuration(known))
 
     async def _remove(self, wish: RemoveMember) -> None:

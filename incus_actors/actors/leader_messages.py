@@ -30,6 +30,17 @@ class AcceptMember(msgspec.Struct, frozen=True, array_like=True):
     member_config: tuple[tuple[str, str, str, str], ...] = ()  #: entity, name, key, value
 
 
+@remote_message("leader.replace")
+class ReplaceMember(msgspec.Struct, frozen=True, array_like=True):
+    """Give a member a new id, in the tables and in the log. Answered by Accepted."""
+
+    name: str
+    transport: str
+    schema: int
+    api_extensions: int
+    now: str
+
+
 @remote_message("leader.accepted")
 class Accepted(msgspec.Struct, frozen=True, array_like=True):
     """What the new member starts its log from."""

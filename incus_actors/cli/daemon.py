@@ -70,13 +70,15 @@ def main(
         lock = lock_directory(settings.directory)
     except (DirectoryInUseError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
-    from incus_actors.daemon import run  # heavy: only once we know that we may run
+    from incus_actors.daemon import START_ANEW, run  # heavy: only once we know that we may run
 
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     try:
         code = run(settings, log_level=level)
     finally:
         os.close(lock)
+    if code == START_ANEW:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, as we were started
     sys.exit(code)
 
 

@@ -36,6 +36,8 @@ _OURS = frozenset(
         fmt.WITNESS_NAME,
         fmt.LOCK_NAME,
         fmt.SUSPECT_NAME,
+        fmt.STATE_SUSPECT_NAME,
+        fmt.REWRITTEN_NAME,
         fmt.AMNESIA_NAME,
         fmt.SUPERSEDED_NAME,
         fmt.BALLAST_NAME,

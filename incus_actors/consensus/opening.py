@@ -21,8 +21,8 @@ from incus_actors.state.apply import Applier
 
 log = logging.getLogger(__name__)
 
-STATE_SUSPECT_NAME = "state.suspect"  #: the state file failed its check: build it again from the log
-REWRITTEN_NAME = "log.rewritten"  #: when the log was last rewritten after an I/O error
+STATE_SUSPECT_NAME = fmt.STATE_SUSPECT_NAME
+REWRITTEN_NAME = fmt.REWRITTEN_NAME
 STAY_DOWN_S = 600.0
 BALLAST_BYTES = 16 << 20
 BALLAST_NEEDS_KIB = 1 << 20

@@ -10,19 +10,32 @@ import asyncio
 import logging
 
 from incus_actors import logs
+from incus_actors.consensus.log_format import AMNESIA_NAME
+from incus_actors.errors import ApiError
 from incus_actors.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
+#: Exit code: this server has just forgotten what it promised, and has to start anew to join its cluster again.
+START_ANEW = 75
+
+
 def run(settings: Settings, *, log_level: int) -> int:
-    """Run one daemon until it is told to stop; return the exit code: 0, or 1 when it could not start or go on."""
+    """Run one daemon until it is told to stop; return the exit code: 0, 1 when it could not start or go on, or
+    START_ANEW."""
     logs.configure(level=log_level, log_format=settings.log_format, logfile=settings.logfile)
     from incus_actors.daemon.member import MemberDaemon
 
+    marker = settings.database_directory / AMNESIA_NAME
+    known = marker.exists()
     daemon = MemberDaemon(settings)
     try:
-        return asyncio.run(daemon.main())
+        code = asyncio.run(daemon.main())
+    except ApiError as problem:
+        log.critical("the daemon ends: %s", problem)
+        code = 1
     except Exception:
         log.exception("the daemon ends")
-        return 1
+        code = 1
+    return START_ANEW if marker.exists() and not known else code

@@ -19,14 +19,18 @@ from incus_actors.actors.instances import StopAll
 from incus_actors.consensus import bootstrap
 from incus_actors.daemon.parts import Parts, build_parts
 from incus_actors.daemon.state_setup import prepare_state, wait_for_state
-from incus_actors.errors import ApiError
+from incus_actors.errors import ApiError, UnavailableError
 from incus_actors.gateway.log_events import EventLogHandler
+from incus_actors.model.api_extensions import API_EXTENSIONS
 from incus_actors.rest.app import build_app
 from incus_actors.rest.listeners import Listeners
 from incus_actors.security import certificates
-from incus_actors.services import join_journal
+from incus_actors.services import join_journal, rejoin
+from incus_actors.services.peer_client import PeerClient
 from incus_actors.settings import Settings
+from incus_actors.state.schema import SCHEMA_VERSION
 from incus_actors.tasks import spawn
+from incus_actors.transport.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +96,10 @@ class MemberDaemon:
         directory = self._settings.directory
         passed = service_manager.passed_sockets()
         joining = join_journal.recover(directory)
+        lost = rejoin.needed(directory)
+        if lost:
+            await self._rejoin(lost)
+            joining = "rejoining"
         if not bootstrap.exists(self._settings.database_directory):
             bootstrap.create_standalone(self._settings.database_directory, address="")
         parts = self._parts = build_parts(
@@ -107,6 +115,8 @@ class MemberDaemon:
         parts.consensus.subscribe_role(parts.journal.record)
         await prepare_state(parts.consensus, parts.database)
         await wait_for_state(parts.database)
+        if joining == "rejoining":
+            await rejoin.until_known(directory, parts.consensus.member_id, parts.database, self._say_waiting)
         parts.identity.refresh()
         parts.access.refresh()
         parts.consensus.subscribe_applied(self._applied)
@@ -127,6 +137,7 @@ class MemberDaemon:
             spawn(cluster.join.resume(), name="resume the join")
         elif parts.identity.clustered:
             await cluster.bootstrap.ensure_announced()  # a bootstrap that was killed half-way
+        self._remember_members()
         parts.gateway.phase = "ready"
         logging.getLogger().addHandler(EventLogHandler(parts.events))
         interval_s = service_manager.watchdog_interval_s()
@@ -134,6 +145,32 @@ class MemberDaemon:
             spawn(self._feed_watchdog(interval_s), name="watchdog")
         gc.collect()
         gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
+
+    async def _rejoin(self, lost: str) -> None:
+        """Get a new id and an empty database before anything runs on the old ones (CONSENSUS 3.5)."""
+        directory = self._settings.directory
+        await rejoin.rejoin(
+            directory,
+            lost,
+            transport=Lanes(directory).address,
+            versions=rejoin.Versions(__version__, SCHEMA_VERSION, len(API_EXTENSIONS)),
+            peers=PeerClient(directory / "server.crt", directory / "server.key"),
+            tell=self._say_waiting,
+        )
+
+    @staticmethod
+    def _say_waiting(text: str) -> None:
+        service_manager.notify(f"STATUS={text}", "EXTEND_TIMEOUT_USEC=120000000")
+
+    def _remember_members(self) -> None:
+        """Note whom to ask if our database is lost; a disk that can't take it now gets it at the next change."""
+        parts = self._parts
+        if parts is None or parts.services.cluster.leave.removed():
+            return
+        try:
+            rejoin.remember(self._settings.directory, parts.identity, parts.database)
+        except (OSError, UnavailableError) as problem:
+            log.warning("%s can't be written: %s", rejoin.MEMBERS_FILE, problem)
 
     async def _reload(self) -> None:
         """Read identity and trust again and listen where the configuration says, with the certificate of now."""
@@ -164,6 +201,7 @@ class MemberDaemon:
             return
         if topics & IDENTITY_TOPICS:
             parts.identity.refresh()
+            self._remember_members()
         if topics & ACCESS_TOPICS:
             parts.access.refresh()
 

@@ -158,7 +158,7 @@ def accept(
     else:
         guards.append(Guard("SELECT COUNT(*) FROM cluster_tokens WHERE uuid = ?", (token_uuid,), ((1,),), "token"))
         statements.append(Statement("DELETE FROM cluster_tokens WHERE uuid = ?", (token_uuid,)))
-    statements += _next_member_id()
+    statements += next_member_id()
     statements.append(
         Statement(
             "INSERT INTO nodes (id, name, description, address, schema, api_extensions, heartbeat, state, arch)"
@@ -180,7 +180,7 @@ def accepted_id(outcome: Outcome) -> int:
     return int(str(next(rows[0][0] for rows in outcome.rows if rows)))
 
 
-def _next_member_id() -> list[Statement]:
+def next_member_id() -> list[Statement]:
     """Statements after which counters.member_id is an id that no member ever had."""
     return [
         Statement(

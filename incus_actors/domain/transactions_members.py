@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from incus_actors.domain.members import MemberState
-from incus_actors.domain.transactions_cluster import CERTIFICATE_SERVER
+from incus_actors.domain.transactions_cluster import CERTIFICATE_SERVER, next_member_id
 from incus_actors.model.transaction import Guard, Statement, Transaction
 
 
@@ -26,6 +26,66 @@ def remove_member(
         ),
         guards=guards,
         topics=("members", "certificates", "config", "storage", "networks", "images", "instances"),
+        fence_term=fence_term,
+    )
+
+
+#: Everything that belongs to a member by its id; tests/domain compares this with the foreign keys of the schema.
+MEMBER_COLUMNS = (
+    "nodes_roles.node_id",
+    "nodes_config.node_id",
+    "node_server_config.node_id",
+    "nodes_cluster_groups.node_id",
+    "instances.node_id",
+    "images_nodes.node_id",
+    "storage_pools_nodes.node_id",
+    "storage_pools_config.node_id",
+    "storage_volumes.node_id",
+    "networks_nodes.node_id",
+    "networks_config.node_id",
+    "warnings.node_id",
+    "cluster_tokens.node_id",
+)
+
+
+def replace_member(
+    member_id: int, name: str, *, version: tuple[int, int], now: str, fence_term: int | None = None
+) -> Transaction:
+    """Give a member another id, because it has forgotten what it promised under the old one (CONSENSUS 3.5).
+
+    Name, address, instances, volumes, images and settings go with it. The new id is `accepted_id(outcome)`.
+    Conflict "gone" if that member is not there any more, or still joining.
+    """
+    new = "(SELECT value FROM counters WHERE name = 'member_id')"
+    moved = tuple(column.split(".") for column in MEMBER_COLUMNS)
+    return Transaction(
+        statements=(
+            *next_member_id(),
+            # A row of its own first: the old one keeps name and address until everything has moved.
+            Statement(
+                "INSERT INTO nodes (id, name, description, address, schema, api_extensions, heartbeat, state, arch,"
+                f" failure_domain_id) SELECT {new}, char(1) || name, description, char(1) || address, ?, ?, ?, state,"
+                " arch, failure_domain_id FROM nodes WHERE id = ? ORDER BY id",
+                (*version, now, member_id),
+            ),
+            *(
+                Statement(f"UPDATE {table} SET {column} = {new} WHERE {column} = ?", (member_id,))
+                for table, column in moved
+            ),
+            Statement("DELETE FROM nodes WHERE id = ?", (member_id,)),
+            Statement(
+                f"UPDATE nodes SET name = substr(name, 2), address = substr(address, 2) WHERE id = {new} RETURNING id"
+            ),
+        ),
+        guards=(
+            Guard(
+                "SELECT name FROM nodes WHERE id = ? AND state <> ?",
+                (member_id, int(MemberState.PENDING)),
+                ((name,),),
+                "gone",
+            ),
+        ),
+        topics=("members", "certificates", "config", "storage", "networks", "images", "instances", "warnings"),
         fence_term=fence_term,
     )
 

@@ -20,6 +20,7 @@ from incus_actors.model.cluster import (
     ClusterMemberPatch,
     ClusterMemberPut,
     ClusterPut,
+    ReplaceRequest,
     ServerName,
     WithdrawRequest,
 )
@@ -39,6 +40,7 @@ from incus_actors.rest.http import (
 )
 from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
 from incus_actors.services.join import Applicant
+from incus_actors.services.replace import REPLACE_PATH
 
 if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operation
@@ -72,6 +74,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("POST", _GROUP, post_group, access="admin"),
         RouteSpec("DELETE", _GROUP, delete_group, access="admin"),
         RouteSpec("POST", "/internal/cluster/accept", accept, access="untrusted"),
+        RouteSpec("POST", REPLACE_PATH, replace, access="member"),
         RouteSpec("POST", "/internal/cluster/withdraw", withdraw, access="member"),
         RouteSpec("POST", KEEP_PATH, keep_certificate, access="member", consistency="local"),
         RouteSpec("POST", FETCH_PATH, fetch_certificate, access="member", consistency="local"),
@@ -342,6 +345,13 @@ async def accept(request: web.Request) -> web.StreamResponse:
     """POST /internal/cluster/accept: a server wants to become a member, by token or by its trusted certificate."""
     applicant = _applicant(request)
     answer = await _cluster(request).join.accept(await read_json(request, AcceptRequest), applicant)
+    return sync(answer)
+
+
+async def replace(request: web.Request) -> web.StreamResponse:
+    """POST /internal/cluster/replace: a member that has forgotten what it promised gets a new id."""
+    applicant = _applicant(request)
+    answer = await _cluster(request).replace.replace(await read_json(request, ReplaceRequest), applicant)
     return sync(answer)
 
 

@@ -24,6 +24,7 @@ from incus_actors.services.join_tokens import JoinTokens, TokenOperations
 from incus_actors.services.leave import LeaveHooks, LeaveService
 from incus_actors.services.members import MembersService
 from incus_actors.services.peer_client import PeerClient
+from incus_actors.services.replace import ReplaceService
 from incus_actors.state.reader import Reader
 
 
@@ -43,6 +44,7 @@ class ClusterUseCases:
     tokens: JoinTokens
     token_operations: TokenOperations
     certificate: ClusterCertificateService
+    replace: ReplaceService
 
 
 def build_cluster_use_cases(
@@ -119,6 +121,14 @@ def build_cluster_use_cases(
             peers=peers,
             online=members.online,
             reload=hooks.reload_listeners,
+            wall_ns=wall_ns,
+        ),
+        replace=ReplaceService(
+            directory=directory,
+            identity=identity,
+            consensus=consensus,
+            database=database,
+            actors=actors,
             wall_ns=wall_ns,
         ),
     )

@@ -6,6 +6,7 @@ database before the join has ended.
 
 Phases: "switching" – the old database may be aside, the cluster may know us as pending: a crash undoes it here
 (the leader drops the pending member). "confirming" – we may have been confirmed: a crash goes on, never back.
+"rejoining" – a member that lost its database waits for that of the cluster (rejoin.py): a crash goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal
 
 from incus_actors.security import certificates
 
-Phase = Literal["none", "switching", "confirming"]
+Phase = Literal["none", "switching", "confirming", "rejoining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,12 @@ class JoinJournal:
             return "none"
         except (ValueError, AttributeError):  # replaced in one step, so this is somebody's hand: don't go on from it
             return "switching"
-        return "confirming" if phase == "confirming" else "switching"
+        if phase in ("confirming", "rejoining"):
+            found: Phase = phase
+            return found
+        return "switching"
 
-    def write(self, phase: Literal["switching", "confirming"], member_id: int) -> None:
+    def write(self, phase: Literal["switching", "confirming", "rejoining"], member_id: int) -> None:
         """Make the phase durable."""
         temporary = self._file.with_suffix(".tmp")
         with temporary.open("w") as file:
@@ -86,7 +90,7 @@ def recover(directory: Path) -> Phase:
     """Call before the database is opened: undo a join that was killed before it could have been confirmed.
 
     Returns "switching" if it undid one (this is a standalone server again), "confirming" if JoinService.resume()
-    must be awaited once the daemon runs, "none" otherwise. Raises OSError.
+    must be awaited once the daemon runs, "rejoining" if rejoin.until_known() must, "none" otherwise. Raises OSError.
     """
     journal = JoinJournal(directory)
     phase = journal.phase()

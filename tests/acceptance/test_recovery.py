@@ -92,9 +92,15 @@ def test_one_member_is_recovered_and_the_others_are_refused(fresh_cluster, admin
         assert "m2" in incus_on(member)("cluster", "list", "-f", "csv")
     assert incus("config", "get", "user.split").strip() == ""
 
-    incus("cluster", "remove", "m1", "--force", "--yes")
     incus("cluster", "remove", "m3", "--force", "--yes")
-    assert incus("cluster", "list", "-f", "csv", "-c", "n").split() == ["m2"]
+    first.stop()
+    assert admin(first, "rejoin", text="yes\n").returncode == 0
+    first.start()
+    first.wait_until_ready()
+    assert incus_on(first)("config", "get", "user.after").strip() == "2"
+    assert incus("cluster", "list", "-f", "csv", "-c", "n").split() == ["m1", "m2"]
+    status = first.client.get("/internal/raft")["status"]
+    assert (status["epoch"], status["member_id"], status["halted"]) == (2, 4, "")
 
 
 def test_a_raft_node_is_removed_while_its_cluster_runs(fresh_cluster, admin: Admin) -> None:

@@ -287,3 +287,18 @@ def test_a_job_whose_result_is_impossible_stops_the_process(rig: Rig) -> None:
     with pytest.raises(DriverError):
         rig.driver.receive(JobDone(impossible))
     assert rig.main.notices == [FatalNotice("DriverError: installed twice", "fatal")]
+
+
+def test_a_burnt_id_is_remembered_for_the_next_start(rig: Rig) -> None:
+    rig.say(fx.Fatal("the leader finds this member diverged", "amnesia"))
+    assert rig.driver.dead
+    assert (rig.driver._directory / "amnesia").read_text() == "the leader finds this member diverged\n"
+    assert rig.main.notices == [FatalNotice("the leader finds this member diverged", "amnesia")]
+
+
+def test_a_member_of_an_old_epoch_halts_but_lives(rig: Rig) -> None:
+    rig.say(fx.Fatal("1 2 7", "superseded"))
+    assert rig.driver.dead
+    assert "epoch 1 of its cluster, which was recovered without it: member 7 is of epoch 2" in rig.driver.halted
+    assert (rig.driver._directory / "superseded").read_text().strip() == rig.driver.halted
+    assert rig.main.notices == [FatalNotice(rig.driver.halted, "superseded")]

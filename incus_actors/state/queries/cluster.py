@@ -107,6 +107,14 @@ def member_state(db: Reader, member_id_: int) -> int | None:
     return None if found is None else int(found)
 
 
+def known_member(db: Reader, member_id_: int) -> str | None:
+    """Return a member's name, None while the database (which may have no tables yet) doesn't know it."""
+    if not db.scalar("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'nodes'"):
+        return None
+    found = db.scalar("SELECT name FROM nodes WHERE id = ?", (member_id_,))
+    return None if found is None else str(found)
+
+
 def pending_members(db: Reader) -> list[tuple[int, str, str]]:
     """Return (id, name, time of acceptance) of those whose join has not ended."""
     return [

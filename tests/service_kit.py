@@ -42,12 +42,18 @@ class MemoryPools:
     def __init__(self) -> None:
         self.made: dict[str, PoolSpec] = {}
         self.broken: set[str] = set()
+        self.updated: list[tuple[str, dict[str, str], dict[str, str]]] = []
 
     async def create(self, pool: PoolSpec) -> Mapping[str, str]:
         if pool.name in self.broken:
             raise MemberError(f"Source path '{pool.config.get('source', '')}' doesn't exist")
         self.made[pool.name] = pool
         return {**pool.config, "source": pool.config.get("source") or f"/pools/{pool.name}"}
+
+    async def update(self, pool: PoolSpec, old: Mapping[str, str]) -> None:
+        if pool.name in self.broken:
+            raise MemberError("Pool cannot be shrunk")
+        self.updated.append((pool.name, dict(old), dict(pool.config)))
 
     async def delete(self, pool: PoolSpec) -> None:
         if pool.name in self.broken:

@@ -7,6 +7,7 @@ daemon, given to the actors and to the services above them; must never decide an
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -92,6 +93,7 @@ class Host:
     lifecycle: Lifecycle
     clock_ns: Callable[[], int] = time.time_ns
     pins: ImagePins = field(default_factory=ImagePins)
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(4))  #: of this daemon: marks of unfinished work
 
     def now(self) -> str:
         """Return the time for new rows, RFC 3339."""

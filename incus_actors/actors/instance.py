@@ -29,7 +29,7 @@ from incus_actors.actors.instance_messages import (
     Stop,
     Update,
 )
-from incus_actors.actors.storage import CreateVolume, DeleteVolume, RenameVolume
+from incus_actors.actors.storage_messages import CreateVolume, DeleteVolume, RenameVolume
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import is_true
 from incus_actors.domain.instances import check_hotplug

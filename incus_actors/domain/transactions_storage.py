@@ -206,7 +206,13 @@ def retire_pool(pool_id: int, name: str) -> Transaction:
         ),
         guards=(
             _there(pool_id),
-            Guard("SELECT COUNT(*) FROM storage_volumes WHERE storage_pool_id = ?", (pool_id,), ((0,),), "in_use"),
+            # Unpacked images (type 1) are copies that nobody misses.
+            Guard(
+                "SELECT COUNT(*) FROM storage_volumes WHERE storage_pool_id = ? AND type <> 1",
+                (pool_id,),
+                ((0,),),
+                "in_use",
+            ),
             Guard(
                 "SELECT COUNT(*) FROM profiles_devices d JOIN profiles_devices_config c ON c.profile_device_id = d.id"
                 " WHERE d.type = 2 AND c.key = 'pool' AND c.value = ?",

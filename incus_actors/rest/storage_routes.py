@@ -1,4 +1,4 @@
-"""/1.0/storage-pools (volumes are issue 4).
+"""/1.0/storage-pools (volumes: volume_routes.py).
 
 Owns the shapes of CONTRACT 13; handlers parse and call StoragePoolService, they hold no rule.
 """
@@ -33,8 +33,8 @@ def routes() -> list[RouteSpec]:
         RouteSpec("GET", _PATH, get_pools),
         RouteSpec("POST", _PATH, post_pools, access="admin"),
         RouteSpec("GET", _ONE, get_pool),
-        RouteSpec("PUT", _ONE, put_pool, access="admin"),
-        RouteSpec("PATCH", _ONE, patch_pool, access="admin"),
+        RouteSpec("PUT", _ONE, put_pool, access="admin", forward="target"),
+        RouteSpec("PATCH", _ONE, patch_pool, access="admin", forward="target"),
         RouteSpec("DELETE", _ONE, delete_pool, access="admin"),
         RouteSpec("GET", f"{_ONE}/resources", get_pool_resources, forward="target"),
     ]

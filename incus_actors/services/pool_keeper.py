@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from incus_actors.actors.ref import ActorRef
-from incus_actors.actors.storage import CreatePool, DeletePool, PoolUsage
+from incus_actors.actors.storage_messages import CreatePool, DeletePool, PoolUsage, UpdatePool
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_storage as transactions
 from incus_actors.drivers.base import PoolSpec, Usage
@@ -38,6 +38,9 @@ class PoolBackend(Protocol):
     async def create(self, pool: PoolSpec) -> Mapping[str, str]:
         """Make it; return its config with the defaults filled in. Raises ApiError."""
 
+    async def update(self, pool: PoolSpec, old: Mapping[str, str]) -> None:
+        """Make a changed config true. Raises ApiError."""
+
     async def delete(self, pool: PoolSpec) -> None:
         """Remove it. Raises ApiError."""
 
@@ -56,6 +59,10 @@ class StorageActorPools:
         """See PoolBackend."""
         made: Mapping[str, str] = await self._storage.ask(CreatePool(pool), deadline_s=self._deadline_s)
         return made
+
+    async def update(self, pool: PoolSpec, old: Mapping[str, str]) -> None:
+        """See PoolBackend."""
+        await self._storage.ask(UpdatePool(pool, old), deadline_s=self._deadline_s)
 
     async def delete(self, pool: PoolSpec) -> None:
         """See PoolBackend."""
@@ -94,11 +101,13 @@ class PoolKeeper:
         self._working = asyncio.Lock()
         self._wake = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
+        self._known: dict[int, Mapping[str, str]] = {}  #: pool id → our config of it, as the machine has it
 
     # -- following the rows -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Finish what a crash interrupted, and follow the rows from now on."""
+        self._changed()
         self._unsubscribe = self._consensus.subscribe_applied(self._applied)
         spawn(self._catch_up(), name="pools")
 
@@ -112,8 +121,18 @@ class PoolKeeper:
         if "storage" not in topics:
             return
         self._wake.set()
-        if self._marked():
+        if self._marked() or self._changed():
             spawn(self._catch_up(), name="pools")
+
+    def _changed(self) -> list[PoolRow]:
+        """Return the pools whose config isn't what the machine has; the first look only takes note."""
+        changed = []
+        for row in queries.pools(self._database):
+            if self._state(row) is PoolState.CREATED and row.state is PoolState.CREATED:
+                config = visible(row.config_on(self._identity.member_id))
+                if self._known.setdefault(row.id, config) != config:
+                    changed.append(row)
+        return changed
 
     def _state(self, row: PoolRow) -> PoolState | None:
         return row.members.get(self._identity.member_id)
@@ -132,6 +151,17 @@ class PoolKeeper:
                     await self._remove(row)
             except ApiError as error:
                 _log.error("storage pool %s: %s", row.name, error)
+        for row in self._changed():
+            old, config = self._known[row.id], visible(row.config_on(self._identity.member_id))
+            self._known[row.id] = config
+            try:
+                await self.change(row, config, old)
+            except ApiError as error:
+                _log.error("storage pool %s doesn't follow its configuration: %s", row.name, error)
+
+    async def change(self, row: PoolRow, config: Mapping[str, str], old: Mapping[str, str]) -> None:
+        """Make a changed config of our share true, before or after it is recorded. Raises ApiError."""
+        await self._backend.update(PoolSpec(row.name, row.driver, config), old)
 
     async def own_pools_ready(self) -> None:
         """Make this member's share of every pool that the rows say it has (after a join). Raises ApiError."""

@@ -237,6 +237,7 @@ class StoragePoolService:
                 local["source"] = old_local["source"]  # "" is "not given": the same preseed may come again
             if old_local.get("source", "") != local.get("source", "") and row.state is not PoolState.PENDING:
                 raise MemberError("Pool source cannot be changed when not in pending state")
+            await self._change_here(row, member_id, {**shared, **visible(local)})
             keep = patch or target is not None
             description = row.description if put.description is None and keep else put.description or ""
             await propose(
@@ -251,6 +252,12 @@ class StoragePoolService:
             )
 
         await until_unchanged(attempt)
+
+    async def _change_here(self, row: PoolRow, member_id: int, config: Config) -> None:
+        """Grow or remount our share before it is recorded, so that what can't be is never recorded. Raises ApiError."""
+        old = visible(row.config_on(member_id))
+        if member_id == self._identity.member_id and row.state is PoolState.CREATED and dict(config) != old:
+            await self._keeper.change(row, config, old)
 
     def _check_scope(self, given: Config, target: str | None) -> None:
         _, local = _split(given)

@@ -10,7 +10,14 @@ import pytest
 from instance_kit import machines, until
 
 from incus_actors.actors.host import STORAGE_PATH
-from incus_actors.actors.storage import CreatePool, CreateVolume, DeletePool, DeleteVolume, PoolUsage, RenameVolume
+from incus_actors.actors.storage_messages import (
+    CreatePool,
+    CreateVolume,
+    DeletePool,
+    DeleteVolume,
+    PoolUsage,
+    RenameVolume,
+)
 from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.errors import BadRequestError
 from incus_actors.tasks import spawn
@@ -18,6 +25,8 @@ from incus_actors.tasks import spawn
 
 class SlowStorage:
     """A storage driver that records who works at the same time."""
+
+    caches_images = False
 
     def __init__(self) -> None:
         self.busy: list[str] = []
@@ -40,6 +49,9 @@ class SlowStorage:
 
     async def rename_volume(self, volume: VolumeSpec, new: VolumeSpec) -> None:
         raise OSError(28, "No space left on device")
+
+    async def activate_pool(self, pool: PoolSpec) -> None:
+        """It is always there."""
 
     async def reconcile(self, pool: PoolSpec) -> list[str]:
         self.reconciled.append(pool.name)

@@ -203,3 +203,44 @@ async def test_members_that_leave_hold_nothing_up(kit):
     await kit.sql("DELETE FROM storage_pools_nodes")
     await storage.delete("p1")
     assert storage.list() == []
+
+
+async def test_the_machine_follows_before_a_change_is_recorded(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    await storage.update("p1", PoolPut(config={"rsync.bwlimit": "1MB"}), patch=True)
+    assert kit.pools.updated[0] == (
+        "p1",
+        {"source": "/pools/p1"},
+        {"source": "/pools/p1", "rsync.bwlimit": "1MB"},
+    )
+    kit.pools.broken.add("p1")
+    with pytest.raises(MemberError, match=r"^Pool cannot be shrunk$"):
+        await storage.update("p1", PoolPut(config={"rsync.bwlimit": "2MB"}), patch=True)
+    assert storage.get("p1").config["rsync.bwlimit"] == "1MB"
+
+
+async def test_other_members_follow_what_was_recorded(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    pool_id = kit.database.scalar("SELECT id FROM storage_pools")
+    kit.pools.updated.clear()
+    old = ("", {}, {"source": "/pools/p1"})
+    new = ("", {"user.a": "b"}, {"source": "/pools/p1"})
+    assert (await kit.consensus.propose(transactions.update_pool(pool_id, "p1", old, new, 1))).applied
+    async with asyncio.timeout(5):
+        while not kit.pools.updated:
+            await asyncio.sleep(0.01)
+    assert kit.pools.updated == [("p1", {"source": "/pools/p1"}, {"source": "/pools/p1", "user.a": "b"})]
+
+
+async def test_unpacked_images_are_no_reason_to_keep_a_pool(kit):
+    storage = kit.services.storage
+    await storage.create(post())
+    await kit.sql(
+        "INSERT INTO storage_volumes (name, storage_pool_id, node_id, type, project_id)"
+        " VALUES ('7aa2', (SELECT id FROM storage_pools), 1, 1, 1)"
+    )
+    assert storage.get("p1").used_by == ["/1.0/images/7aa2"]
+    await storage.delete("p1")
+    assert storage.list() == []

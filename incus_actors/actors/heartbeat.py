@@ -20,6 +20,7 @@ from incus_actors.actors.messages import remote_message
 from incus_actors.domain.members import Sighting
 
 INTERVAL_S = 1.0
+CHECK_S = 0.25  #: how often is looked whether a beat is due
 HISTORY = 64  #: arrival intervals kept per member
 PATH = "heartbeat"
 
@@ -157,7 +158,7 @@ class HeartbeatActor(Actor):
     """Tells all peers once a second, takes in what they tell. One per member, path "heartbeat".
 
     `peers()`: ids of all members of the configuration; `own()`: our numbers; both cheap. `version`: (software,
-    schema, api_extensions).
+    schema, api_extensions); `threshold_s()`: after how much silence a member counts as offline.
     """
 
     mailbox_limit = 512
@@ -172,6 +173,7 @@ class HeartbeatActor(Actor):
         incarnation: int,
         host: Callable[[], HostFacts] = read_host_facts,
         interval_s: float = INTERVAL_S,
+        threshold_s: Callable[[], float] = lambda: float("inf"),
     ) -> None:
         self._table = table
         self._peers = peers
@@ -180,10 +182,12 @@ class HeartbeatActor(Actor):
         self._incarnation = incarnation
         self._host = host
         self._interval_s = interval_s
+        self._threshold_s = threshold_s
+        self._told_at_s = 0.0
 
     async def started(self) -> None:
         """Begin to tick."""
-        self.context.tell_every(self._interval_s, Tick())
+        self.context.tell_every(min(self._interval_s, CHECK_S), Tick())
         self._tell_all()
 
     async def receive(self, message: object) -> object:
@@ -194,12 +198,18 @@ class HeartbeatActor(Actor):
                 if message.member_id == self.context.sender_member:
                     self._table.record(message, self._own().member_id)
             case Tick():
-                self._tell_all()
+                if time.monotonic() - self._told_at_s >= self._due_s():
+                    self._tell_all()
             case _:
                 return self.unhandled(message)
         return None
 
+    def _due_s(self) -> float:
+        """Four beats within the threshold, so that one that is late makes nobody offline; a tick may come early."""
+        return max(min(self._interval_s, self._threshold_s() / 4), CHECK_S) * 0.9
+
     def _tell_all(self) -> None:
+        self._told_at_s = time.monotonic()
         own = self._own()
         peers = [peer for peer in self._peers() if peer != own.member_id]
         self._table.forget(peers)

@@ -21,6 +21,8 @@ from incus_actors.actors.instance_states import InstanceStatesActor
 from incus_actors.actors.instances import InstancesSupervisor
 from incus_actors.actors.leader import PATH as LEADER_PATH
 from incus_actors.actors.leader import LeadershipActor, LeaderTools
+from incus_actors.actors.offline_watch import PATH as OFFLINE_PATH
+from incus_actors.actors.offline_watch import OfflineWatchActor
 from incus_actors.actors.raft import raft_spec
 from incus_actors.actors.storage import StorageActor
 from incus_actors.actors.system import ActorSystem
@@ -46,6 +48,7 @@ from incus_actors.security.tls import client_context
 from incus_actors.services import instance_use_cases
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ServerFacts
+from incus_actors.services.members import offline_threshold_s, why_offline
 from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
 from incus_actors.services.profiles import ProfileService
@@ -120,6 +123,7 @@ def _build_core(settings: Settings) -> _Core:
     routing = Routing(database=lambda: database, member_id=lambda: identity.member_id)
     server = certificates.load_or_create(directory, certificates.SERVER, socket.gethostname())
     cluster_files = ClusterFiles(directory)
+    heartbeats = HeartbeatTable()
 
     return _Core(
         settings=settings,
@@ -137,8 +141,9 @@ def _build_core(settings: Settings) -> _Core:
             address_of=routing.address_of,
             context=lambda: client_context(server.certificate_path, server.key_path),
             accepted=cluster_files.accepted,
+            offline=lambda member_id: why_offline(database, heartbeats, member_id, identity.member_id),
         ),
-        heartbeats=HeartbeatTable(),
+        heartbeats=heartbeats,
         cluster_files=cluster_files,
     )
 
@@ -238,6 +243,7 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
             own=own_facts,
             version=(__version__, SCHEMA_VERSION, len(API_EXTENSIONS)),
             incarnation=incarnation,
+            threshold_s=lambda: float(offline_threshold_s(core.database)),
         )
 
     leader_tools = LeaderTools(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats)
@@ -245,6 +251,10 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
     return [
         ChildSpec("events", lambda: EventRelayActor(relay)),
         ChildSpec(HEARTBEAT_PATH, heartbeat),
+        ChildSpec(
+            OFFLINE_PATH,
+            lambda: OfflineWatchActor(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats),
+        ),
         ChildSpec(LEADER_PATH, lambda: LeadershipActor(leader_tools)),
         ChildSpec(STORAGE_PATH, lambda: StorageActor(host)),
         ChildSpec(IMAGES_PATH, lambda: ImagesActor(host, fetcher)),

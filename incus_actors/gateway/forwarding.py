@@ -96,7 +96,8 @@ def keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
 
 class Forwarder:
     """`address_of` gives host:port of a member; `context()` the TLS client context with our server certificate;
-    `accepted()` the fingerprints of the cluster certificate (two of them while it is being replaced)."""
+    `accepted()` the fingerprints of the cluster certificate (two of them while it is being replaced); `offline(id)`
+    says why a member is not even tried, "" if it may be."""
 
     def __init__(
         self,
@@ -104,12 +105,14 @@ class Forwarder:
         address_of: Callable[[int], str | None],
         context: Callable[[], ssl.SSLContext],
         accepted: Callable[[], Collection[str]],
+        offline: Callable[[int], str] = lambda _member_id: "",
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._address_of = address_of
         self._make_context = context
         self._tls: ssl.SSLContext | None = None
         self._accepted = accepted
+        self._offline = offline
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -157,10 +160,14 @@ class Forwarder:
     async def forward(self, request: web.Request, member_id: int, *, body: bytes | None = None) -> web.StreamResponse:
         """Return that member's answer to this very request, unchanged; give `body` if it was read already.
 
-        Raises MemberError (500 "Server isn't ready yet") when the member can't be reached.
+        Raises MemberError (500 "Server isn't ready yet") when the member can't be reached; at once and with the
+        reason when it is offline.
         """
         if caller_of(request).forwarded:
             raise MemberError("Request was forwarded more than once", remedy="the instance moved meanwhile: try again")
+        reason = self._offline(member_id)
+        if reason:
+            raise MemberError(f"{NOT_READY}: {reason}")
         if request.headers.get(hdrs.UPGRADE):
             return await self._forward_upgrade(request, member_id)
         return await self._forward_plain(request, member_id, body)

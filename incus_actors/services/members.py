@@ -22,6 +22,7 @@ from incus_actors.domain.members import (
     MemberFacts,
     assigned_roles,
     check_member_put,
+    go_duration,
     shown_roles,
     shown_status,
 )
@@ -315,6 +316,23 @@ class MembersService:
         leader = self._consensus.status().leader
         if leader:
             self._actors.ref("leader/work", member=leader).tell(Nudge())
+
+
+def offline_threshold_s(database: Reader) -> int:
+    """Return cluster.offline_threshold; its default while there is nothing to read."""
+    try:
+        return queries.settings(database).offline_threshold_s
+    except UnavailableError:
+        return queries.ClusterSettings().offline_threshold_s
+
+
+def why_offline(database: Reader, heartbeats: HeartbeatTable, member_id: int, own: int) -> str:
+    """Return why a member counts as offline, "" if it doesn't; for whoever would wait for it in vain."""
+    sighting = heartbeats.sighting(member_id, own)
+    if sighting.age_s <= offline_threshold_s(database):
+        return ""
+    name = database.scalar("SELECT name FROM nodes WHERE id = ?", (member_id,)) or f"member {member_id}"
+    return f"cluster member {name} is offline, no heartbeat for {go_duration(int(sighting.age_s) * 10**9)}"
 
 
 def require_cluster(identity: Identity) -> None:

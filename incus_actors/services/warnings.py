@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from incus_actors.actors.offline_watch import OFFLINE_MEMBER
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_warnings as transactions
 from incus_actors.domain.members import rfc3339
@@ -37,7 +38,7 @@ class WarningKind(Enum):
     TIME_SKEW = _Kind(13, "Time skew detected between leader and local", "low")
     APPARMOR_DISABLED = _Kind(14, "AppArmor support has been disabled", "low")
     NETWORK_UNAVAILABLE = _Kind(19, "Network unavailable", "high")
-    OFFLINE_MEMBER = _Kind(20, "Offline cluster member", "low")
+    OFFLINE_MEMBER = _Kind(OFFLINE_MEMBER, "Offline cluster member", "low")
     AUTOSTART_FAILED = _Kind(21, "Failed to autostart instance", "low")
     TYPE_NOT_OPERATIONAL = _Kind(22, "Instance type not operational", "low")
     POOL_UNAVAILABLE = _Kind(23, "Storage pool unavailable", "high")

@@ -35,7 +35,7 @@ def test_data_is_what_the_script_makes_of_the_contract():
         ("core.shutdown_timeout", " 5", "invalid integer"),
         ("images.auto_update_interval", "0x10", "invalid integer"),
         ("images.auto_update_interval", "9" * 30, "invalid integer"),
-        ("cluster.offline_threshold", "10", "Value must be greater than '10'"),
+        ("cluster.offline_threshold", "0", "Value must be greater than '0'"),
         ("cluster.max_standby", "6", "Value must be between 0 and 5"),
         ("cluster.images_minimal_replica", "0", "Invalid value for image replica count"),
         ("cluster.rebalance.threshold", "-1", "Value must be between 10 and 100"),

@@ -50,3 +50,12 @@ def warning(db: Reader, uuid: str) -> WarningRow | None:
     """Return one warning."""
     row = db.one(f"{_COLUMNS} WHERE w.uuid = ?", (uuid,))
     return None if row is None else WarningRow(*tuple(row))
+
+
+def warned_members(db: Reader, type_code: int) -> frozenset[int]:
+    """Return the ids of members about which there is a warning of this kind that isn't resolved."""
+    rows = db.query(
+        "SELECT node_id FROM warnings WHERE type_code = ? AND status <> 3 AND node_id IS NOT NULL ORDER BY node_id",
+        (type_code,),
+    )
+    return frozenset(int(row[0]) for row in rows)

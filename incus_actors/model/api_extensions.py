@@ -25,6 +25,7 @@ API_EXTENSIONS: Final[tuple[str, ...]] = (
     "clustering_edit_roles",
     "clustering_failure_domains",
     "clustering_groups",
+    "clustering_update_cert",
     "cluster_member_state",
     "certificate_update",
     "certificate_token",

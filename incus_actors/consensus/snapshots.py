@@ -161,6 +161,7 @@ class SnapshotReceiver:
     leader: int = 0
     expected_offset: int = 0  #: what has been handed to the driver
     stored_offset: int = 0  #: what the driver has in the file
+    gap_offset: int = -1  #: asked for again: chunks behind one gap are many, one request for it is enough
     installing: bool = False
 
     @property
@@ -186,7 +187,7 @@ class SnapshotReceiver:
         self.leader = envelope.source
         if self.offer is None or self.offer.snapshot_id != offer.snapshot_id:
             self.offer, self.expected_offset, self.stored_offset = offer, 0, 0
-        self.expected_offset = self.stored_offset
+        self.expected_offset, self.gap_offset = self.stored_offset, -1
         self._ack("receiving", self.stored_offset)
 
     def chunk(self, message: SnapshotChunk) -> None:
@@ -195,7 +196,8 @@ class SnapshotReceiver:
         if offer is None or self.installing or message.snapshot_id != offer.snapshot_id:
             return
         if message.offset != self.expected_offset or not message.data:
-            if message.offset > self.expected_offset:
+            if message.offset > self.expected_offset and self.gap_offset != self.expected_offset:
+                self.gap_offset = self.expected_offset
                 self._ack("receiving", self.expected_offset)
             return
         self.expected_offset += len(message.data)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.types import MemberId
+from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.patterns import Pattern, show_message
 
 UNDER_WAY = "under way"
-MOST_SENT = 200_000  #: a script that sends more than this does not end
+MOST_SENT = 50_000  #: a script that sends more than this does not end
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +45,9 @@ class Network:
     line: int = 0
 
     def send(self, envelope: Envelope) -> None:
-        """Put a message on its way; where the way is cut it is lost."""
+        """Put a message on its way; where the way is cut it is lost. Raises StepFailedError when there is no end."""
+        if len(self.sent) >= MOST_SENT:
+            raise StepFailedError(f"more than {MOST_SENT} messages were sent: this does not end")
         flight = Flight(len(self.sent) + 1, envelope, self.line)
         self.sent.append(flight)
         if (envelope.source, envelope.destination) in self.cuts:

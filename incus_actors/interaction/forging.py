@@ -28,12 +28,14 @@ class Forgery:
     destination: MemberId
     values: dict[str, Any]
     envelope: dict[str, Any]
+    labels: tuple[str, ...] = ()
 
     def make(self, world: World) -> Envelope:
         """Return the envelope."""
         for member in (self.source, self.destination):
             if member not in world.machines:
                 raise StepFailedError(f"there is no member {member}")
+        world.names.update({proposal_id(label): label for label in self.labels})
         hints = typing.get_type_hints(self.kind)
         values = {each.name: self.values.get(each.name, _default(hints[each.name])) for each in fields(self.kind)}
         durable = world.machines[self.source].durable
@@ -87,8 +89,10 @@ def parse_forgery(words: Words, kind: type, source: MemberId, destination: Membe
             envelope[name] = words.as_number(text, name)
         else:
             values[name] = _value(words, name, hints[name], text)
+    labels = [text for name, _, text in (word.partition("=") for word in words.words) if name in aliases]
+    labels += [item.body.decode() for item in values.get("entries", ()) if item.kind is EntryKind.SQL]
     words.words.clear()
-    return Forgery(kind, source, destination, values, envelope)
+    return Forgery(kind, source, destination, values, envelope, tuple(labels))
 
 
 def _value(words: Words, name: str, hint: Any, text: str) -> Any:

@@ -72,8 +72,8 @@ class Safety:
             self._commit_moved(core, commit)
 
     def started(self, core: Core) -> None:
-        """The commit index is not durable: a new process begins again at what it has applied."""
-        self.seen[core.id] = (self.seen.get(core.id, (0, 0))[0], 0)
+        """What was not durable is gone; a term that others have seen was durable (R-TERM)."""
+        self.seen[core.id] = (core.term, 0)
 
     def _won(self, core: Core) -> None:
         self.led[core.id] = core.term

@@ -142,11 +142,11 @@ class Words:
         return word
 
     def count_or_all(self) -> int | None:
-        """Take a number or `all`; None is all."""
-        if self.peek() == "all" or not self.words:
-            self.words[:1] = []
+        """Take a number (1 when nothing is left) or `all`, which is None."""
+        if self.peek() == "all":
+            self.words.pop(0)
             return None
-        return self.number("the count", least=1)
+        return self.number("the count", least=1, default=1)
 
     def options(self, *names: str) -> dict[str, str]:
         """Take all `name=value` words that are left; nothing else may be left."""

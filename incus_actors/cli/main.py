@@ -25,7 +25,9 @@ class LazyGroup(ClientGroup):
         "cluster": "incus_actors.cli.cluster:cluster",
         "config": "incus_actors.cli.config:config",
         "demo": "incus_actors.cli.demo:demo",
+        "interaction": "incus_actors.cli.interaction:interaction",
         "raft": "incus_actors.cli.inspect:raft",
+        "simulate": "incus_actors.cli.simulate:simulate",
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

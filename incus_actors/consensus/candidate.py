@@ -32,9 +32,20 @@ class Campaign:
 
 def may_campaign(node: Node) -> bool:
     """Return whether this member could lead at all: a voter, not burnt, with a log and a disk in order."""
-    if node.stopped or node.amnesia or not node.is_voter or node.receiver.busy:
+    if node.stopped or node.amnesia or node.receiver.busy or not (node.is_voter or _was_voter(node)):
         return False
     return node.now >= node.disk_ban_until_ms or _nobody_better(node)
+
+
+def _was_voter(node: Node) -> bool:
+    """A member that is on its way out, by a change that it does not know to be committed, can be the only one with
+    the log to win. It does not count itself, and hands over once the change is committed."""
+    for index, configuration in reversed(node.log.configurations):
+        if node.id in configuration.voters():
+            return True
+        if index <= node.commit:
+            return False
+    return False
 
 
 def _nobody_better(node: Node) -> bool:

@@ -131,7 +131,7 @@ class Monitor:
         have = {
             member
             for member, other in self.world.hosts.items()
-            if other.burnt or other.disk.mark.index > commit or other.disk.chain_at(commit) == chain
+            if other.burnt or other.damaged or other.disk.mark.index > commit or other.disk.chain_at(commit) == chain
         }
         if not has_majority(core.voter_sets, have):
             raise ViolationError(
@@ -283,11 +283,11 @@ class Monitor:
         """Fail-stop is right after a failed disk or damage, and a bug everywhere else."""
         if effect.kind == "io" and host.disk.failed:
             return
-        if effect.kind == "amnesia" and (host.diverged or host.burnt):
+        if effect.kind == "amnesia" and (host.diverged or host.burnt or self.world.careless):
             return
         raise ViolationError("P-HONEST", f"member {host.id} stops without need: {effect.reason}")
 
     def burnt(self, host: Host, reason: str) -> None:
         """Only damage makes a member forget."""
-        if not host.damaged:
+        if not host.damaged and not self.world.careless:
             raise ViolationError("P-DUR", f"member {host.id} finds its disk damaged, which it is not: {reason}")

@@ -54,7 +54,8 @@ class Steward:
             if member.role is not Role.VOTER:
                 return tuple(other for other in members if other.id != member.id)
             successor = self.successors.get(member.id)
-            if successor is None or self.world.hosts[successor].burnt:
+            gone = successor in core.configuration.removed
+            if successor is None or gone or self.world.hosts[successor].burnt:
                 successor = self.successors[member.id] = self.world.join(leader).id
             present = next((other for other in members if other.id == successor), None)
             if present is None:

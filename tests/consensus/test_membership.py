@@ -278,3 +278,39 @@ def test_configurations_as_bytes_round_trip() -> None:
     for bad in (b"", b"[]", b"{}", b'{"old":[[1,"a","king","d"]],"new":null}', b"\xff"):
         with pytest.raises(ValueError, match="not a configuration"):
             decode_configuration(bad)
+
+
+def test_a_voter_on_its_way_out_may_have_to_lead_once_more() -> None:
+    """Simulator, seed 2144: the leader alone had the entry that takes its vote away, and it did not campaign, while
+    the new voter could not win without that entry."""
+    world = World(2, roles={2: Role.STANDBY})
+    leader = world.elect(1)
+    world.run(100)
+    target = with_roles(2, m1=Role.STANDBY)
+    change(world, 1, target)
+    joint_at = leader.log.configuration_index
+    world.hold = lambda e: isinstance(e.message, m.Append) and e.message.previous_index >= joint_at
+    world.settle()
+    assert leader.configuration == Configuration(target), "the final configuration is appended"
+    assert world.cores[2].configuration.joint, "and the other has not heard of it"
+    world.crash(1)
+    world.network.clear()
+    world.hold = lambda e: False
+    world.restart(2)
+    world.restart(1)
+    world.run(5000, until=lambda: world.cores[2].role is RaftRole.LEADER)
+    assert world.cores[2].configuration == Configuration(target)
+    world.run(200)
+    assert world.cores[1].leader == 2
+
+
+def test_a_member_that_has_left_for_good_does_not_campaign() -> None:
+    world = World(3)
+    world.elect(1)
+    world.run(100)
+    change(world, 1, with_roles(3, m3=Role.STANDBY))
+    world.settle()
+    world.run(100)
+    world.isolate(3)
+    world.run(3000)
+    assert world.cores[3].role is RaftRole.FOLLOWER

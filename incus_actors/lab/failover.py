@@ -16,10 +16,11 @@ from typing import Any
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.processes import LabMember
-from incus_actors.lab.writers import Attempt, Writer, first_accepted_after, longest_gap_ns, lost_writes
+from incus_actors.lab.writers import Attempt, LostWrite, Writer, first_accepted_after, longest_gap_ns, lost_writes
 
 HOWS = ("kill", "cut", "stop")
 WRITERS_PER_MEMBER = 2
+NOT_BACK = "the cluster did not become healthy again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def mend(cluster: LabCluster, victim: LabMember, how: str) -> None:
     if how == "stop":
         victim.stop(60)
     victim.start()
-    victim.wait_until_ready(60)
+    victim.wait_until_ready(120)
 
 
 def role_journal(members: list[LabMember]) -> list[dict[str, Any]]:
@@ -115,12 +116,15 @@ def run_round(cluster: LabCluster, how: str, number: int, rng: random.Random, li
     else:
         first = first_accepted_after(histories, done)
         write = None if first is None else (first - moment) / 1e6
-    mend(cluster, victim, how)
-    cluster.wait_until_healthy(180)
-    config = survivors[0].client.get("/1.0")["config"]
-    lost = lost_writes(histories, config)
     acknowledged = sum(a.acknowledged for h in histories for a in h)
     failure = "" if write is not None else f"no write accepted within {limit_s:g} s"
+    lost: list[LostWrite] = []
+    try:
+        mend(cluster, victim, how)
+        cluster.wait_until_healthy(180)
+        lost = lost_writes(histories, survivors[0].client.get("/1.0")["config"])
+    except (TimeoutError, RuntimeError, RequestFailedError, OSError) as problem:
+        failure = failure or f"{NOT_BACK}: {problem}"
     return Round(cluster.product, how, number, victim.name, noticed, elected, write, acknowledged, len(lost), failure)
 
 

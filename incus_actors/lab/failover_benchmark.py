@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from incus_actors.lab.cluster import REAL_DAEMON, LabCluster
-from incus_actors.lab.failover import Round, run_round
+from incus_actors.lab.failover import NOT_BACK, Round, run_round
 
 LIMITS_S = {"incus_actors": 15.0, "Incus": 120.0}
 
@@ -28,21 +28,33 @@ def real_incus_missing() -> str:
 def measure(
     product: str, hows: Sequence[str], rounds: int, *, members: int, seed: int, say: Callable[[str], None]
 ) -> list[Round]:
-    """Form one cluster of `product` and run all rounds on it; it is removed at the end."""
+    """Form one cluster of `product` and run all rounds on it, on a new one after it did not come back."""
     rng = random.Random(seed)  # noqa: S311  # moments of failure, not secrets
     real = product == "Incus"
-    cluster = LabCluster.in_namespaces(members, prefix="fob" if real else "foa", real=real)
+    cluster = _formed(members, real)
     results: list[Round] = []
     try:
-        cluster.form()
-        cluster.wait_until_healthy(120)
         for number in range(1, rounds + 1):
             for how in hows:
                 results.append(run_round(cluster, how, number, rng, LIMITS_S[product]))
                 say(_line(results[-1]))
+                if results[-1].failure.startswith(NOT_BACK):
+                    cluster.destroy()
+                    cluster = _formed(members, real)
     finally:
         cluster.destroy()
     return results
+
+
+def _formed(members: int, real: bool) -> LabCluster:
+    cluster = LabCluster.in_namespaces(members, prefix="fob" if real else "foa", real=real)
+    try:
+        cluster.form()
+        cluster.wait_until_healthy(120)
+    except BaseException:
+        cluster.destroy()
+        raise
+    return cluster
 
 
 def _line(item: Round) -> str:

@@ -56,7 +56,7 @@ from incus_actors.rest import exec_routes, image_routes, instance_routes, operat
 from incus_actors.rest.app import build_app
 from incus_actors.rest.context import Gateway
 from incus_actors.rest.listeners import Listeners
-from incus_actors.services import instance_use_cases
+from incus_actors.services import instance_use_cases, volume_use_cases
 from incus_actors.services.images import Upload
 
 METADATA = b"architecture: x86_64\ncreation_date: 1795221957\nproperties:\n  description: Tiny\n  os: Tiny\n"
@@ -248,6 +248,7 @@ class Machine:
             clustered=lambda: server.identity.clustered,
             rng=random.Random(7),
         )
+        self.volumes = volume_use_cases.build(self.host, server.actors, server.identity)
         everybody.append(self)
 
     @property

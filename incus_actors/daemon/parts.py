@@ -45,7 +45,7 @@ from incus_actors.rest.context import Gateway
 from incus_actors.security import certificates
 from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.security.tls import client_context
-from incus_actors.services import instance_use_cases
+from incus_actors.services import instance_use_cases, volume_use_cases
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ServerFacts
 from incus_actors.services.members import offline_threshold_s, why_offline
@@ -222,6 +222,7 @@ def _services(
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
         instances=instances,
         images=images,
+        volumes=volume_use_cases.build(host, core.actors, identity),
     )
 
 

@@ -175,7 +175,7 @@ def remember_image(fingerprint: str, pool_id: int, node_id: int, created_at: str
         (
             Statement(
                 "INSERT INTO storage_volumes (storage_pool_id, node_id, project_id, type, name, creation_date)"
-                " SELECT ?, ?, p.id, 1, ?, ? FROM projects p WHERE p.name = 'default' ON CONFLICT DO NOTHING",
+                " VALUES (?, ?, (SELECT id FROM projects WHERE name = 'default'), 1, ?, ?) ON CONFLICT DO NOTHING",
                 (pool_id, node_id, fingerprint, created_at),
             ),
         ),

@@ -26,6 +26,8 @@ ROUTE_MODULES = (
     "profile",
     "project",
     "storage",
+    "volume",
+    "volume_snapshot",
     "network",
     "warning",
     "instance",

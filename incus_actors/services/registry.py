@@ -39,3 +39,4 @@ class Services:
     sql: SqlService
     instances: Any
     images: Any
+    volumes: Any = None  #: volume_use_cases.VolumeUseCases

@@ -1,0 +1,124 @@
+"""/1.0/storage-pools/<pool>/volumes: list, create, show, state, change, rename, delete (CONTRACT 13).
+
+Owns the shapes of requests and answers; handlers parse and call VolumeService, they hold no rule. What only reads
+rows is answered by any member, everything else by the one that has the volume.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from incus_actors.model.volumes import Volume, VolumePost, VolumePut, VolumesPost
+from incus_actors.rest.context import caller, gateway
+from incus_actors.rest.filters import filter_objects
+from incus_actors.rest.http import (
+    RouteSpec,
+    all_projects,
+    check_etag,
+    created,
+    etag_of,
+    project_of,
+    read_json,
+    recursion,
+    sync,
+    url_of,
+)
+from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, use_cases, volume_url
+from incus_actors.services.volumes import editable
+
+
+def routes() -> list[RouteSpec]:
+    """Return the routes of this module."""
+    return [
+        RouteSpec("GET", ALL, get_volumes, project_scoped=True),
+        RouteSpec("POST", ALL, post_volumes, project_scoped=True, forward="target"),
+        RouteSpec("GET", OF_TYPE, get_volumes, project_scoped=True),
+        RouteSpec("POST", OF_TYPE, post_volumes, project_scoped=True, forward="target"),
+        RouteSpec("GET", ONE, get_volume, project_scoped=True),
+        RouteSpec("PUT", ONE, here(put_volume), project_scoped=True),
+        RouteSpec("PATCH", ONE, here(patch_volume), project_scoped=True),
+        RouteSpec("POST", ONE, here(post_volume), project_scoped=True),
+        RouteSpec("DELETE", ONE, here(delete_volume), project_scoped=True),
+        RouteSpec("GET", f"{ONE}/state", here(get_state), project_scoped=True),
+    ]
+
+
+async def get_volumes(request: web.Request) -> web.StreamResponse:
+    """URLs or volumes of a pool with their snapshots, from every member."""
+    pool, type_ = request.match_info["pool"], request.match_info.get("type")
+    everything = all_projects(request)
+    target = request.query.get("target", "")
+    found = use_cases(request).life.all_of(
+        pool,
+        None if everything else project_of(request),
+        type_,
+        gateway(request).routing.member_named(target) if target else None,
+    )
+    allowed = caller(request).projects
+    if everything and allowed is not None:
+        found = [volume for volume in found if volume.project in allowed]
+    found = filter_objects(found, request.query.get("filter"))
+    return sync(found if recursion(request) else [_url(pool, volume) for volume in found])
+
+
+def _url(pool: str, volume: Volume) -> str:
+    name, _, snapshot = volume.name.partition("/")
+    parts = ("storage-pools", pool, "volumes", volume.type, name)
+    return url_of(*parts, *(("snapshots", snapshot) if snapshot else ()), project=volume.project)
+
+
+async def post_volumes(request: web.Request) -> web.StreamResponse:
+    """Create a custom volume: an empty one at once, anything else as an operation."""
+    post = await read_json(request, VolumesPost)
+    pool, project = request.match_info["pool"], project_of(request)
+    type_ = request.match_info.get("type") or post.type
+    service = use_cases(request).life
+    service.check_new(pool, type_, post)
+    await service.create(pool, project, post, caller(request))
+    return sync()
+
+
+async def get_volume(request: web.Request) -> web.StreamResponse:
+    """One volume."""
+    found = use_cases(request).life.get(address(request))
+    return sync(found, etag=etag_of(editable(found)))
+
+
+async def get_state(request: web.Request) -> web.StreamResponse:
+    """What a volume uses."""
+    return sync(await use_cases(request).life.state(address(request)))
+
+
+async def put_volume(request: web.Request) -> web.StreamResponse:
+    """Replace description and config, or restore a snapshot."""
+    return await _change(request, patch=False)
+
+
+async def patch_volume(request: web.Request) -> web.StreamResponse:
+    """Change single keys."""
+    return await _change(request, patch=True)
+
+
+async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
+    put = await read_json(request, VolumePut)
+    await use_cases(request).life.update(
+        address(request),
+        put,
+        patch=patch,
+        expect=lambda current: check_etag(request, current),
+        caller=caller(request),
+    )
+    return sync()
+
+
+async def post_volume(request: web.Request) -> web.StreamResponse:
+    """Rename a volume."""
+    post = await read_json(request, VolumePost)
+    await use_cases(request).life.rename(address(request), post, caller(request))
+    return created(volume_url(request))
+
+
+async def delete_volume(request: web.Request) -> web.StreamResponse:
+    """Remove a volume."""
+    await use_cases(request).life.delete(address(request), caller(request))
+    return sync()

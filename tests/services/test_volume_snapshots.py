@@ -1,0 +1,175 @@
+"""Snapshots of custom volumes: names, expiry, restoring, and repairs after a crash."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+from instance_kit import machines, until
+
+from incus_actors.domain import transactions_volumes as transactions
+from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.model.volumes import SnapshotPut, SnapshotsPost, VolumePut, VolumesPost
+from incus_actors.services import volume_snapshots as rules
+from incus_actors.services.volume_tools import VolumeAddress
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="volumes belong to root")
+
+V1 = VolumeAddress("local", "default", "custom", "v1")
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+@pytest.fixture
+async def machine(tmp_path):
+    async with machines(tmp_path) as (one,):
+        await one.volumes.life.create("local", "default", VolumesPost(name="v1", config={"user.a": "b"}))
+        yield one
+
+
+async def snap(machine, name="", **more) -> str:
+    post = SnapshotsPost(name=name, **more)
+    machine.volumes.snapshots.check_new(V1, post)
+    await machine.volumes.snapshots.create(V1, post)
+    return post.name
+
+
+def root(machine):
+    return machine.server.directory / "storage-pools/local"
+
+
+async def test_life_of_snapshots(machine):
+    snapshots = machine.volumes.snapshots
+    data = root(machine) / "custom/default_v1/data"
+    data.write_text("one")
+    assert [await snap(machine), await snap(machine), await snap(machine, "mine", description="d")] == [
+        "snap0",
+        "snap1",
+        "mine",
+    ]
+    with pytest.raises(ConflictError, match=r'^Snapshot "mine" already in use$'):
+        await snap(machine, "mine")
+    assert [s.name for s in snapshots.all_of(V1)] == ["v1/snap0", "v1/snap1", "v1/mine"]
+    one = snapshots.get(V1, "mine")
+    assert (one.name, one.description, one.expires_at, one.config, one.content_type) == (
+        "mine", "d", None, {"user.a": "b"}, "filesystem",
+    )  # fmt: skip
+    listed = [v.name for v in machine.volumes.life.all_of("local", "default")]
+    assert listed == ["v1", "v1/mine", "v1/snap0", "v1/snap1"]
+    data.write_text("two")
+    await machine.volumes.life.update(V1, VolumePut(restore="mine"))
+    assert data.read_text() == "one"
+    with pytest.raises(MemberError, match=r'^Snapshot "nope" of volume "v1" not found$'):
+        await machine.volumes.life.update(V1, VolumePut(restore="nope"))
+    await snapshots.rename(V1, "mine", "yours")
+    with pytest.raises(ConflictError, match=r'^Snapshot "snap0" already in use$'):
+        await snapshots.rename(V1, "yours", "snap0")
+    await snapshots.update(V1, "yours", SnapshotPut(expires_at="2030-01-01T01:00:00.123456789+01:00"), patch=True)
+    assert (snapshots.get(V1, "yours").description, snapshots.get(V1, "yours").expires_at) == (
+        "d",
+        "2030-01-01T00:00:00.123456Z",
+    )
+    await snapshots.update(V1, "yours", SnapshotPut(description="e"))
+    assert (snapshots.get(V1, "yours").description, snapshots.get(V1, "yours").expires_at) == ("e", None)
+    await snapshots.delete(V1, "yours")
+    for work in (snapshots.check_delete, snapshots.get):
+        with pytest.raises(NotFoundError, match=r"^Storage pool volume not found$"):
+            work(V1, "yours")
+    assert sorted(p.name for p in (root(machine) / "custom-snapshots/default_v1").iterdir()) == ["snap0", "snap1"]
+    await machine.volumes.life.delete(V1)
+    assert list((root(machine) / "custom-snapshots").iterdir()) == []
+    assert machine.database.scalar("SELECT COUNT(*) FROM storage_volumes_snapshots") == 0
+    assert machine.database.scalar("SELECT COUNT(*) FROM storage_volumes_snapshots_config") == 0
+    assert machine.actions == [
+        "storage-volume-created",
+        "storage-volume-snapshot-created",
+        "storage-volume-snapshot-created",
+        "storage-volume-snapshot-created",
+        "storage-volume-restored",
+        "storage-volume-snapshot-renamed",
+        "storage-volume-snapshot-updated",
+        "storage-volume-snapshot-updated",
+        "storage-volume-snapshot-deleted",
+        "storage-volume-deleted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("post", "text"),
+    [
+        (SnapshotsPost(name="a/b"), 'Storage name cannot contain "/"'),
+        (SnapshotsPost(name="a b"), "Storage name cannot contain white space"),
+        (SnapshotsPost(name=".hidden"), "Invalid snapshot name '.hidden'"),
+        (SnapshotsPost(name="x", expires_at="nonsense"), 'parsing time "nonsense" as '),
+        (SnapshotsPost(name="x", expires_at="2026-13-01T00:00:00Z"), 'parsing time "2026-13-01T00:00:00Z": '),
+    ],
+)
+async def test_what_a_snapshot_cannot_be(machine, post, text):
+    with pytest.raises(BadRequestError) as caught:
+        machine.volumes.snapshots.check_new(V1, post)
+    assert str(caught.value).startswith(text)
+    with pytest.raises(BadRequestError, match=r'^Invalid storage volume type "container"$'):
+        machine.volumes.snapshots.check_new(VolumeAddress("local", "default", "container", "v1"), SnapshotsPost())
+
+
+async def test_a_snapshot_that_cannot_be_made_leaves_nothing(machine, monkeypatch):
+    async def full(*_arguments):
+        raise DriverError("No space left on device")
+
+    monkeypatch.setattr(machine.storage, "create_snapshot", full)
+    with pytest.raises(DriverError, match="No space left"):
+        await snap(machine, "s")
+    assert machine.volumes.snapshots.all_of(V1) == []
+
+
+async def test_snapshots_expire_as_the_volume_says(machine):
+    await machine.volumes.life.update(V1, VolumePut(config={"snapshots.expiry": "1d", "snapshots.pattern": "p-%d-x"}))
+    assert await snap(machine) == "p-0-x"
+    assert await snap(machine) == "p-1-x"
+    expires = machine.volumes.snapshots.get(V1, "p-0-x").expires_at
+    made = machine.volumes.snapshots.get(V1, "p-0-x").created_at
+    assert expires[:10] > made[:10]
+    await snap(machine, "never", expires_at="0001-01-01T00:00:00Z")
+    assert machine.volumes.snapshots.get(V1, "never").expires_at is None
+
+
+@pytest.mark.parametrize("phase", ["creating@dead", "deleting@dead", "renaming@dead:new"])
+@pytest.mark.parametrize("files", [True, False])
+async def test_unfinished_snapshots_are_repaired(machine, phase, files):
+    new = transactions.NewSnapshot("s", "", "2026-01-01T00:00:00Z", "", {})
+    volume_id = machine.database.scalar("SELECT id FROM storage_volumes")
+    assert (
+        await machine.server.consensus.propose(transactions.create_snapshot(volume_id, 1, new, phase=phase))
+    ).applied
+    pool = PoolSpec("local", config={"source": str(root(machine))})
+    renamed = phase.startswith("renaming")
+    if files or renamed:
+        name = "new" if renamed and files else "s"
+        await machine.storage.create_snapshot(VolumeSpec(pool, "v1", kind="custom"), name)
+    await machine.restart()
+    wanted = ["new"] if renamed else []
+    await until(lambda: machine.volumes.snapshots.names(V1) == wanted)
+    await until(lambda: machine.storage.snapshots(VolumeSpec(pool, "v1", kind="custom")) == wanted)
+    assert await snap(machine, "again") == "again"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "taken", "name"),
+    [
+        ("", [], "snap0"),
+        ("", ["snap0", "snap7", "snapx", "other3"], "snap8"),
+        ("%d", ["1"], "2"),
+        ("fixed", [], "fixed"),
+        ("fixed", ["fixed"], "fixed-0"),
+        ("auto-{{ creation_date|date:'2006-01-02_15-04-05' }}", [], "auto-2026-03-04_05-06-07"),
+        ("{{creation_date}}", [], "2026-03-04T05:06:07Z"),
+    ],
+)
+def test_patterns(pattern, taken, name):
+    assert rules.next_name(pattern, taken, NOW) == name
+
+
+def test_expiry():
+    assert rules.expiry("", NOW) == ""
+    assert rules.expiry("1d 2H", NOW) == "2026-03-05T07:06:07.000000Z"

@@ -301,6 +301,16 @@ class Server:
         self._hook("reload_listeners")
         self.identity.refresh()
 
+    async def move_lanes(self, address: str) -> str:
+        self._hook("move_lanes")
+        return self.transport
+
+    async def lanes_moved(self, back_to: str = "") -> None:
+        self._hook("lanes_moved")
+
+    async def listen_also(self, address: str) -> None:
+        self._hook("listen_also")
+
     async def restart_consensus(self, change: Callable[[], None]) -> None:
         self._hook("restart_consensus")
         await self.consensus.restart(change)

@@ -21,6 +21,7 @@ from incus_actors.actors.leader_messages import (
     Accepted,
     AcceptMember,
     HandOver,
+    MoveMember,
     Nudge,
     RemoveMember,
     RemoveRaftNode,
@@ -158,6 +159,8 @@ class LeaderActor(Actor):
                 await self._remove(message)
             case RemoveRaftNode():
                 await self._remove_raft_node(message.member_id)
+            case MoveMember():
+                await self._move(message)
             case HandOver():
                 await self._hand_over()
             case Tick() | Nudge():
@@ -254,6 +257,15 @@ class LeaderActor(Actor):
             raise ConflictError(f"Member {wish.name} can't be removed: {outcome.label or outcome.error}")
         await self._change(self._with_rows)
         log.info("removed member %d (%s)", wish.member_id, wish.name)
+
+    async def _move(self, wish: MoveMember) -> None:
+        """Only the member itself says where it listens."""
+        if self.context.sender_member != wish.member_id:
+            raise ForbiddenError
+        await self._change(
+            lambda members: tuple(replace(m, address=wish.transport) if m.id == wish.member_id else m for m in members)
+        )
+        log.info("member %d has moved", wish.member_id)
 
     async def _remove_raft_node(self, member_id: int) -> None:
         """The voters that are left get back to their wanted number by `_roles`."""

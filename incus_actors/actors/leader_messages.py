@@ -68,6 +68,14 @@ class RemoveRaftNode(msgspec.Struct, frozen=True, array_like=True):
     member_id: int
 
 
+@remote_message("leader.move")
+class MoveMember(msgspec.Struct, frozen=True, array_like=True):
+    """A member listens for the others at another transport address from now on."""
+
+    member_id: int
+    transport: str
+
+
 @remote_message("leader.nudge")
 class Nudge(msgspec.Struct, frozen=True, array_like=True):
     """Look at roles now instead of at the next tick. Answered when that is done."""

@@ -30,6 +30,7 @@ class DaemonHooks:
         lanes: Lanes,
         actors: ActorSystem,
         reload: Callable[[], Awaitable[None]],
+        listen_also: Callable[[str], Awaitable[None]],
         prepare_state: Callable[[], Awaitable[None]],
         pools: Callable[[], Awaitable[None]],
     ) -> None:
@@ -37,6 +38,7 @@ class DaemonHooks:
         self._lanes = lanes
         self._actors = actors
         self._reload = reload
+        self._listen_also = listen_also
         self._prepare_state = prepare_state
         self._pools = pools
 
@@ -52,6 +54,24 @@ class DaemonHooks:
     async def reload_listeners(self) -> None:
         """See ClusterHooks."""
         await self._reload()
+
+    async def move_lanes(self, address: str) -> str:
+        """See AddressHooks."""
+        before = self._lanes.address
+        host, _ = addresses.split_host_port(address)
+        await self._lanes.open(host, keep=True)
+        return before
+
+    async def lanes_moved(self, back_to: str = "") -> None:
+        """See AddressHooks."""
+        if back_to:
+            await self._lanes.go_back(back_to)
+        else:
+            await self._lanes.release()
+
+    async def listen_also(self, address: str) -> None:
+        """See AddressHooks."""
+        await self._listen_also(address)
 
     async def restart_consensus(self, change: Callable[[], None]) -> None:
         """See ClusterHooks."""

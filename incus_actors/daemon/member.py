@@ -103,7 +103,11 @@ class MemberDaemon:
         if not bootstrap.exists(self._settings.database_directory):
             bootstrap.create_standalone(self._settings.database_directory, address="")
         parts = self._parts = build_parts(
-            self._settings, reload=self._reload, shutdown=self._shutdown_by_api, end=self._end
+            self._settings,
+            reload=self._reload,
+            listen_also=self._listen_also,
+            shutdown=self._shutdown_by_api,
+            end=self._end,
         )
         parts.actors.on_escalation = self._escalated
         driver = parts.drivers.instances.info
@@ -137,6 +141,7 @@ class MemberDaemon:
             spawn(cluster.join.resume(), name="resume the join")
         elif parts.identity.clustered:
             await cluster.bootstrap.ensure_announced()  # a bootstrap that was killed half-way
+            spawn(cluster.address.resume(), name="announce the address")  # or a change of address
         self._remember_members()
         parts.gateway.phase = "ready"
         logging.getLogger().addHandler(EventLogHandler(parts.events))
@@ -190,6 +195,15 @@ class MemberDaemon:
         listeners.use_certificate(directory / f"{name}.crt", directory / f"{name}.key")
         config = parts.services.config
         await listeners.set_https(config.configured("core.https_address"), config.configured("cluster.https_address"))
+
+    async def _listen_also(self, address: str) -> None:
+        """Beside what is configured, until the next reload. Raises MemberError."""
+        parts, listeners = self._parts, self._listeners
+        assert parts is not None
+        assert listeners is not None
+        async with self._reloading:
+            configured = parts.services.config.configured
+            await listeners.set_https(configured("core.https_address"), configured("cluster.https_address"), address)
 
     async def _config_changed(self, changed: frozenset[str], _now: Mapping[str, str]) -> None:
         if changed & ADDRESS_KEYS:

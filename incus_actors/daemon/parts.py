@@ -181,6 +181,7 @@ def _cluster(core: _Core, hooks: DaemonHooks, config: ServerConfigService) -> Cl
         ),
         config=config.configured,
         files=core.cluster_files,
+        lanes_address=lambda: core.lanes.address,
     )
 
 
@@ -268,11 +269,12 @@ def build_parts(
     settings: Settings,
     *,
     reload: Callable[[], Awaitable[None]],
+    listen_also: Callable[[str], Awaitable[None]],
     shutdown: Callable[[bool], Awaitable[None]],
     end: Callable[[], None],
 ) -> Parts:
-    """Build everything. `reload` re-reads identity and listeners, `shutdown(force)` stops all but the listeners,
-    `end` ends the process. Blocks some 100 ms (keys, drivers). Raises MemberError, OSError."""
+    """Build everything. `reload` re-reads identity and listeners, `listen_also` adds one for now, `shutdown(force)`
+    stops all but the listeners, `end` ends the process. Blocks some 100 ms (keys, drivers). Raises MemberError, OSError."""
     core = _build_core(settings)
     host = _host(core)
     config = ServerConfigService(consensus=core.consensus, database=core.database, identity=core.identity)
@@ -288,11 +290,13 @@ def build_parts(
         lanes=core.lanes,
         actors=core.actors,
         reload=reload,
+        listen_also=listen_also,
         prepare_state=lambda: prepare_state(core.consensus, core.database),
         pools=keeper.own_pools_ready,
     )
     cluster = _cluster(core, hooks, config)
     core.operations.tokens = cluster.token_operations
+    config.mover = cluster.address
     services = _services(core, host, keeper, cluster, config)
     access = Access(lambda: read_trusted_certificates(core.database))
     journal = RoleJournal()

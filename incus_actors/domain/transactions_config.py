@@ -6,6 +6,7 @@ Owns their SQL; ServerConfigService proposes what these return. Pure: what was r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from incus_actors.model.transaction import Guard, Statement, Transaction
 
@@ -56,6 +57,18 @@ def change_server_config(
             ),
         ),
         topics=("config",),
+    )
+
+
+def with_member_address(transaction: Transaction, member_id: int, address: str) -> Transaction:
+    """Have the same transaction tell where the member's API is from now on. Conflict "address": another has it."""
+    update = Statement("UPDATE nodes SET address = ? WHERE id = ?", (address, member_id))
+    free = Guard("SELECT COUNT(*) FROM nodes WHERE address = ? AND id <> ?", (address, member_id), ((0,),), "address")
+    return replace(
+        transaction,
+        statements=(*transaction.statements, update),
+        guards=(*transaction.guards, free),
+        topics=(*transaction.topics, "members"),
     )
 
 

@@ -17,6 +17,7 @@ from incus_actors.consensus.api import Consensus
 from incus_actors.identity import Identity
 from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.services.cluster import ClusterHooks, ClusterService
+from incus_actors.services.cluster_address import AddressHooks, ClusterAddressService
 from incus_actors.services.cluster_certificate import ClusterCertificateService
 from incus_actors.services.cluster_groups import GroupsService
 from incus_actors.services.join import JoinService, ServerFacts
@@ -28,7 +29,7 @@ from incus_actors.services.replace import ReplaceService
 from incus_actors.state.reader import Reader
 
 
-class Hooks(ClusterHooks, LeaveHooks, Protocol):
+class Hooks(ClusterHooks, LeaveHooks, AddressHooks, Protocol):
     """All that the daemon does for the cluster's services."""
 
 
@@ -44,6 +45,7 @@ class ClusterUseCases:
     tokens: JoinTokens
     token_operations: TokenOperations
     certificate: ClusterCertificateService
+    address: ClusterAddressService
     replace: ReplaceService
 
 
@@ -62,6 +64,7 @@ def build_cluster_use_cases(
     wall_ns: Callable[[], int] = time.time_ns,
     peers: PeerClient | None = None,
     files: ClusterFiles | None = None,
+    lanes_address: Callable[[], str] = lambda: "",
 ) -> ClusterUseCases:
     """Return the cluster's services. `directory` is $INCUS_DIR; `config` reads one of this server's keys ("": unset)."""
     peers = peers or PeerClient(directory / "server.crt", directory / "server.key")
@@ -113,6 +116,14 @@ def build_cluster_use_cases(
         groups=GroupsService(identity=identity, consensus=consensus, database=database),
         tokens=tokens,
         token_operations=TokenOperations(consensus=consensus, database=database, identity=identity, wall_ns=wall_ns),
+        address=ClusterAddressService(
+            identity=identity,
+            consensus=consensus,
+            database=database,
+            hooks=hooks,
+            actors=actors,
+            lanes_address=lanes_address,
+        ),
         certificate=ClusterCertificateService(
             files=files or ClusterFiles(directory),
             identity=identity,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from incus_actors.consensus.api import Consensus
-from incus_actors.domain.transactions_config import change_server_config
-from incus_actors.errors import BadRequestError, MemberError
+from incus_actors.domain.transactions_config import change_server_config, with_member_address
+from incus_actors.errors import ApiError, BadRequestError, MemberError, OutcomeUnknownError
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
+from incus_actors.model.transaction import Transaction
 from incus_actors.services import listen_check
-from incus_actors.services.proposing import Expect, propose, until_unchanged
+from incus_actors.services.proposing import Expect, TransactionConflictError, propose, until_unchanged
 from incus_actors.state.queries import config as queries
 from incus_actors.state.reader import Reader
 from incus_actors.tasks import spawn
@@ -25,6 +27,23 @@ _log = logging.getLogger(__name__)
 
 #: Gets the names of the changed keys and the whole configuration of this member.
 ConfigHook = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
+
+
+class AddressMover(Protocol):
+    """Moves this member to another cluster address (services/cluster_address.py)."""
+
+    def check(self, address: str) -> str:
+        """Return it with its port. Raises ApiError."""
+
+    async def prepare(self, address: str) -> None:
+        """Before the transaction. Raises MemberError."""
+
+    async def undo(self) -> None:
+        """After a transaction that failed."""
+
+    async def announce(self) -> None:
+        """After the transaction."""
+
 
 CheckBind = Callable[[str, str, Mapping[str, str]], Awaitable[None]]
 
@@ -48,6 +67,7 @@ class ServerConfigService:
         self._seen: dict[str, str] = {}
         self._telling = asyncio.Lock()
         self._unsubscribe: Callable[[], None] | None = None
+        self.mover: AddressMover | None = None  #: without one a member can't move
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -130,12 +150,15 @@ class ServerConfigService:
             wanted = config_keys.merged(wanted, given.items())
             new_shared = {key: value for key, value in wanted.items() if not config_keys.is_local(key)}
             new_local = {key: value for key, value in wanted.items() if config_keys.is_local(key)}
-            await self._check_addresses(local, new_local)
+            moved_to = await self._check_addresses(local, new_local)
             old = {**shared, **local}
             changed = frozenset(key for key in old.keys() | wanted.keys() if old.get(key) != wanted.get(key))
             if changed:
                 transaction = change_server_config(member_id, (shared, new_shared), (local, new_local))
-                await propose(self._consensus, transaction)
+                if moved_to:
+                    await self._move(with_member_address(transaction, member_id, moved_to), moved_to)
+                else:
+                    await propose(self._consensus, transaction)
             return changed
 
         changed = await until_unchanged(attempt)
@@ -143,11 +166,34 @@ class ServerConfigService:
             await self._tell()
         return changed
 
-    async def _check_addresses(self, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    async def _move(self, transaction: Transaction, address: str) -> None:
+        """Propose a change that takes this member to another cluster address."""
+        assert self.mover is not None
+        await self.mover.prepare(address)
+        try:
+            await propose(self._consensus, transaction)
+        except TransactionConflictError as conflict:
+            await self.mover.undo()
+            if conflict.label == "address":
+                raise BadRequestError(f"Another member has the address {address} already") from None
+            raise
+        except OutcomeUnknownError:
+            raise  # whichever way it goes, we listen at both places until the next start
+        except ApiError:
+            await self.mover.undo()
+            raise
+        await self.mover.announce()
+
+    async def _check_addresses(self, old: Mapping[str, str], new: Mapping[str, str]) -> str:
+        """Return where this member's cluster address goes, "" if it stays. Raises ApiError."""
         key = "cluster.https_address"
+        moved_to = ""
         if self._identity.clustered and old.get(key, "") != new.get(key, ""):
-            raise MemberError("Changing cluster.https_address is currently not supported")
+            if self.mover is None:
+                raise MemberError("Changing cluster.https_address is currently not supported")
+            moved_to = self.mover.check(new.get(key, ""))
         for key in ("core.https_address", "cluster.https_address", "core.metrics_address"):
             address = new.get(key, "")
             if address and address != old.get(key, ""):
                 await self._check_bind(key, address, old)
+        return "" if moved_to == self._identity.address else moved_to

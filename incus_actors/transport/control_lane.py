@@ -63,9 +63,13 @@ class ControlLane:
         self._loop = asyncio.get_running_loop()
         self._mesh.start(*self._bind)
 
-    def rebind(self, host: str, port: int = 0) -> int:
-        """Listen elsewhere from now on (the member got its cluster address). Returns the port. Raises OSError."""
-        return self._mesh.rebind(host, port)
+    def rebind(self, host: str, port: int = 0, *, keep: bool = False) -> int:
+        """Listen elsewhere from now on Returns the port. `keep`: see Mesh. Raises OSError."""
+        return self._mesh.rebind(host, port, keep=keep)
+
+    def release(self) -> None:
+        """Listen no more where `rebind` has kept us listening."""
+        self._mesh.release()
 
     def unbind(self) -> None:
         """Listen nowhere (a standalone server again)."""

@@ -57,6 +57,7 @@ class Inbound:
         self._on_down = on_down
         self._connections: dict[int, _Connection] = {}
         self._endpoint = ""
+        self._kept: list[str] = []  #: endpoints of before, while others may still dial them
         socket = self._socket = context.socket(zmq.ROUTER)
         options.apply(socket, "::")
         # We never send on it; should that change, unroutable messages are errors and identities can't be squatted.
@@ -70,10 +71,18 @@ class Inbound:
         self._monitor = Monitor(pumps, socket, self._event)
         self._pump = Pump(pumps, socket, self._read)
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen there (port 0: any free one) instead of where it listened; returns the port. Raises OSError."""
+    def bind(self, host: str, port: int, *, keep: bool = False) -> int:
+        """Listen there (port 0: any free one) instead of where it listened; returns the port. Raises OSError.
+
+        `keep`: go on listening there too, until `release`: whoever is unbound loses the connections made there.
+        """
         before = self._endpoint
         if before and before == endpoint(host, port):
+            return port
+        if endpoint(host, port) in self._kept:  # back to where we were
+            self._kept.remove(endpoint(host, port))
+            self._endpoint = endpoint(host, port)
+            self._socket.unbind(before)
             return port
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         try:
@@ -81,12 +90,21 @@ class Inbound:
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"can't listen on {endpoint(host, port)}: {error}") from error
         self._endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        if before:
+        if before and keep:
+            self._kept.append(before)
+        elif before:
             self._socket.unbind(before)
         return int(self._endpoint.rsplit(":", 1)[1])
 
+    def release(self) -> None:
+        """Listen no more where `bind` has kept us listening."""
+        kept, self._kept = self._kept, []
+        for place in kept:
+            self._socket.unbind(place)
+
     def unbind(self) -> None:
         """Listen nowhere."""
+        self.release()
         before, self._endpoint = self._endpoint, ""
         if before:
             self._socket.unbind(before)

@@ -91,8 +91,10 @@ class Lanes:
 
     # -- where -----------------------------------------------------------------------------------------------------
 
-    async def open(self, host: str) -> str:
+    async def open(self, host: str, *, keep: bool = False) -> str:
         """Listen on `host` with both running lanes; returns the address for the others. Doing it again is fine.
+
+        `keep`: go on listening where we did too, until `release`.
 
         Raises OSError if the host is not ours, AddressError if it is no host, RuntimeError if a lane does not run.
         """
@@ -102,8 +104,10 @@ class Lanes:
         format_address(PeerAddress(host, 1, 1, self.keys.public_hex))
         before = self._place
         try:
-            control_port = await control.on_own_loop(lambda: _bind_some(lambda port: control.rebind(host, port)))
-            bulk_port = _bind_some(lambda port: bulk.rebind(host, port))
+            control_port = await control.on_own_loop(
+                lambda: _bind_some(lambda port: control.rebind(host, port, keep=keep))
+            )
+            bulk_port = _bind_some(lambda port: bulk.rebind(host, port, keep=keep))
             self._place = Place(host, control_port, bulk_port)
             self._save()
         except BaseException:
@@ -113,6 +117,17 @@ class Lanes:
         log.info("listening for members on %s, ports %d and %d", host, control_port, bulk_port)
         return self.address
 
+    async def release(self) -> None:
+        """Listen no more where `open` has kept us listening."""
+        control, bulk = self._running()
+        await control.on_own_loop(control.release)
+        bulk.release()
+
+    async def go_back(self, address: str) -> None:
+        """Undo an `open` that has kept the old place: listen there alone again. Raises AddressError, OSError."""
+        self.move(address)
+        await self._restore(*self._running())
+
     async def close(self) -> None:
         """Listen nowhere any more: this is a standalone server again."""
         self._place = None
@@ -121,8 +136,7 @@ class Lanes:
             await self._restore(*self._running())
 
     def move(self, address: str) -> None:
-        """Listen where `address` says from the next start on (the lanes are not running). Raises AddressError,
-        OSError."""
+        """Listen where `address` says from the next start on. Raises AddressError, OSError."""
         place = parse_address(address)
         if place.public_key_hex != self.keys.public_hex:
             raise AddressError("the address has another key than this member")

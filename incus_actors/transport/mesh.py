@@ -90,15 +90,22 @@ class Mesh:
         self.set_peers(peers)
         return self.bound_port
 
-    def rebind(self, host: str, port: int) -> int:
-        """Listen elsewhere; who dialled the old place has to dial the new one. Returns the port.
+    def rebind(self, host: str, port: int, *, keep: bool = False) -> int:
+        """Listen elsewhere; who dialled the old place has to dial the new one, but with `keep` not before `release`.
+
+        Returns the port.
 
         Raises OSError (then it listens where it did), RuntimeError.
         """
         if self._inbound is None:
             raise RuntimeError("the lane is not started")
-        self.bound_port = self._inbound.bind(host, port)
+        self.bound_port = self._inbound.bind(host, port, keep=keep)
         return self.bound_port
+
+    def release(self) -> None:
+        """Listen no more where `rebind` has kept us listening."""
+        if self._inbound is not None:
+            self._inbound.release()
 
     def unbind(self) -> None:
         """Listen nowhere; who dialled us is disconnected."""

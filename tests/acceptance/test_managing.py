@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 import ssl
+import subprocess
+import threading
 import time
 from pathlib import Path
 
-import pytest
-
+from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.processes import LabMember
 from incus_actors.security import certificates
@@ -116,3 +117,79 @@ def test_a_silent_member_is_offline_and_nobody_waits_for_it(fresh_cluster: LabCl
     wait_for(lambda: row()["status"] == "Online", "online again", timeout_s=20)
     wait_for(lambda: "Offline cluster member" not in incus("warning", "list"), "no warning", timeout_s=5)
     assert incus_on(two)("cluster", "info", three.name)
+
+
+class Writer(threading.Thread):
+    """Writes through one member until told to stop; every refusal is kept."""
+
+    def __init__(self, member: LabMember) -> None:
+        super().__init__(daemon=True)
+        self.member = member
+        self.ended = threading.Event()
+        self.written = 0
+        self.failures: list[str] = []
+        self.longest_s = 0.0
+
+    def run(self) -> None:
+        while not self.ended.wait(0.01):
+            begin = time.monotonic()
+            try:
+                self.member.client.request("PATCH", "/1.0/profiles/default", {"description": str(self.written)})
+                self.written += 1
+            except (OSError, RequestFailedError) as error:
+                self.failures.append(str(error))
+            self.longest_s = max(self.longest_s, time.monotonic() - begin)
+
+
+def test_a_member_moves_to_another_address_while_the_cluster_writes(fresh_cluster: LabCluster, incus_on) -> None:
+    one, two, three = fresh_cluster.members
+    incus = incus_on(one)
+    address = two.address.rpartition(".")[0] + ".102"
+    leader = fresh_cluster.leader()
+    assert leader is not None
+    assert leader.name == one.name
+    assert "Cannot listen" in incus.fails(
+        "config", "set", f"cluster.https_address={address}:8443", "--target", two.name
+    )
+    assert "wildcard" in incus.fails("config", "set", "cluster.https_address=[::]:8443", "--target", two.name).lower()
+    assert incus.fails("config", "unset", "cluster.https_address", "--target", two.name) == (
+        "Error: Changing cluster.https_address is currently not supported"
+    )
+    for member, new in ((two, address), (one, one.address.rpartition(".")[0] + ".101")):
+        where = ["ip", "addr", "add", f"{new}/24", "dev"]
+        device = _device(member)
+        subprocess.run([*member.enter, *where, device], check=True)
+        writer = Writer(three)
+        writer.start()
+        time.sleep(0.3)
+        incus("config", "set", f"cluster.https_address={new}", "--target", member.name)
+        time.sleep(1.0)
+        writer.ended.set()
+        writer.join()
+        assert writer.failures == []
+        assert writer.written > 20
+        assert writer.longest_s < 2.0
+        urls = {row["server_name"]: row["url"] for row in json.loads(incus("cluster", "list", "-f", "json"))}
+        assert urls[member.name] == f"https://{new}:8443"
+    fresh_cluster.wait_until_healthy()
+    # The old address goes: whoever comes back finds the member at the new one, itself included.
+    subprocess.run([*two.enter, "sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1"], check=True)
+    subprocess.run([*two.enter, "ip", "addr", "del", f"{two.address}/24", "dev", _device(two)], check=True)
+    incus("config", "set", f"core.https_address={address}", "--target", two.name)
+    two.stop()
+    two.start()
+    two.wait_until_ready()
+    fresh_cluster.wait_until_healthy()
+    three.stop()
+    three.start()
+    three.wait_until_ready()
+    fresh_cluster.wait_until_healthy()
+    for here in fresh_cluster.members:
+        for there in fresh_cluster.members:
+            incus_on(here)("cluster", "info", there.name)
+
+
+def _device(member: LabMember) -> str:
+    out = subprocess.run([*member.enter, "ip", "-br", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+    line = next(line for line in out.splitlines() if member.address in line)
+    return line.split()[0].partition("@")[0]

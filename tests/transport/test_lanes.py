@@ -132,3 +132,47 @@ async def test_bulk_raft_messages_cross_threads_and_members(tmp_path: Path) -> N
     finally:
         for daemon in daemons:
             await daemon.stop()
+
+
+async def test_moving_keeps_the_old_place_until_it_is_released(tmp_path: Path) -> None:
+    daemons = [Daemon(tmp_path / name) for name in "ab" if not (tmp_path / name).mkdir()]
+    try:
+        for daemon, host in zip(daemons, ("127.0.0.1", "127.0.0.2"), strict=True):
+            await daemon.start()
+            await daemon.lanes.open(host)
+        a, b = daemons
+        before = a.lanes.address
+        members = [Member(1, before), Member(2, b.lanes.address)]
+        await a.set_peers(members, 1)
+        await b.set_peers(members, 2)
+        await until(lambda: a.control.links() and b.control.links() and a.bulk.links() and b.bulk.links())
+        moved = await a.lanes.open("127.0.0.3", keep=True)
+        ports = [parse_address(x).control_port for x in (before, moved)]
+        for host, port in zip(("127.0.0.1", "127.0.0.3"), ports, strict=True):
+            (await asyncio.open_connection(host, port))[1].close()
+        await asyncio.sleep(0.1)
+        assert b.control.links() == b.bulk.links() == {1}
+        assert not [event for event in b.ear.events if event[0] == "down"]
+        await b.set_peers([Member(1, moved), members[1]], 2)
+        await until(lambda: b.control.links() and b.bulk.links())
+        await a.lanes.release()
+        await refused("127.0.0.1", ports[0])
+        await until(lambda: a.control.links() == a.bulk.links() == {2})
+        assert b.control.links() == b.bulk.links() == {1}
+    finally:
+        for daemon in daemons:
+            await daemon.stop()
+
+
+async def test_a_move_that_came_to_nothing_is_undone(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    await daemon.start()
+    try:
+        before = await daemon.lanes.open("127.0.0.1")
+        moved = await daemon.lanes.open("127.0.0.3", keep=True)
+        await daemon.lanes.go_back(before)
+        assert daemon.lanes.address == before == Lanes(tmp_path).address
+        (await asyncio.open_connection("127.0.0.1", parse_address(before).control_port))[1].close()
+        await refused("127.0.0.3", parse_address(moved).control_port)
+    finally:
+        await daemon.stop()

@@ -15,7 +15,7 @@ from pathlib import Path
 from incus_actors.drivers.base import DriverError, ImageFiles, Progress, ProgressReport
 from incus_actors.drivers.child import Child
 from incus_actors.drivers.image_archive import DECOMPRESSORS, sniff
-from incus_actors.drivers.templates import MARKER
+from incus_actors.drivers.templates import mark
 
 _REPORT_EVERY_S = 0.1
 
@@ -29,6 +29,8 @@ async def unpack(image: ImageFiles, target: Path, progress: Progress | None) -> 
         if rootfs.is_symlink():
             raise DriverError("Failed to unpack the image: it has no root file system")
         rootfs.mkdir(mode=0o755, exist_ok=True)
+        if any(rootfs.iterdir()):  # a link in there would lead the next unpacker, who is root, to the host's files
+            raise DriverError("Failed to unpack the image: there is a rootfs in the metadata of a split image")
         if kind == "squashfs":
             command = ["unsquashfs", "-no-progress", "-n", "-f", "-d", str(rootfs)]
             await _run_unpacker([*command, str(image.rootfs_file)], image.rootfs_file, None)
@@ -36,7 +38,7 @@ async def unpack(image: ImageFiles, target: Path, progress: Progress | None) -> 
             await _run_unpacker(_tar_command(rootfs, compression), image.rootfs_file, progress)
     if rootfs.is_symlink() or not rootfs.is_dir():
         raise DriverError("Failed to unpack the image: it has no root file system")
-    (target / MARKER).write_text("create\n")
+    mark(target, "create")
     target.chmod(0o700)
 
 

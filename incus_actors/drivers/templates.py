@@ -8,8 +8,10 @@ must never follow a symbolic link: the tree belongs to the instance, we write as
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +61,21 @@ def render(text: str, context: TemplateContext) -> str:
 
 
 def mark(volume: Path, trigger: str) -> None:
-    """Have the templates for `trigger` (create, copy, rename) rendered at the next start."""
-    (volume / MARKER).write_text(f"{trigger}\n")
+    """Have the templates for `trigger` (create, copy, rename) rendered at the next start. Raises OSError."""
+    marker = volume / MARKER
+    marker.unlink(missing_ok=True)  # the image may have brought one: a link, or a pipe that nobody reads
+    descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{trigger}\n")
+
+
+def _open_plain(path: Path) -> int:
+    """Open a file of an image for reading. Raises OSError, also for a link or anything that could block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return descriptor
 
 
 def apply_pending(spec: InstanceSpec, owner: tuple[int, int]) -> list[str]:
@@ -88,7 +103,8 @@ def apply_pending(spec: InstanceSpec, owner: tuple[int, int]) -> list[str]:
 
 def _load(volume: Path, triggers: list[str]) -> dict[str, dict[str, object]]:
     try:
-        content = (volume / "metadata.yaml").read_bytes()
+        with os.fdopen(_open_plain(volume / "metadata.yaml"), "rb") as file:
+            content = file.read(_TEMPLATE_BYTES_MAX + 1)
     except FileNotFoundError:
         return {}
     wanted = b"templates" in content and any(trigger.encode() in content for trigger in triggers)
@@ -108,8 +124,7 @@ def _apply_one(
     if not name or "/" in name or name.startswith("."):
         raise UnsupportedTemplateError(f"bad template name {name!r}")
     source = spec.volume_dir / "templates" / name
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(_open_plain(source), "rb") as file:
         text = file.read(_TEMPLATE_BYTES_MAX).decode()
     properties = template.get("properties")
     context = TemplateContext(

@@ -83,6 +83,15 @@ async def test_split_images(tmp_path: Path) -> None:
     assert (await validate(metadata, rootfs)).architecture == "x86_64"
 
 
+async def test_a_split_image_with_two_root_file_systems(tmp_path: Path) -> None:
+    metadata = Builder().entry("rootfs/etc", tarfile.SYMTYPE, "/etc").write(tmp_path / "metadata")
+    rootfs = Builder(None, rootfs=False).file("etc/passwd").write(tmp_path / "rootfs")
+    with pytest.raises(BadRequestError, match="there is a rootfs in the metadata"):
+        await validate(metadata, rootfs)
+    empty = Builder().write(tmp_path / "empty")
+    assert (await validate(empty, rootfs)).architecture == "x86_64"
+
+
 @pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
 async def test_squashfs(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
@@ -136,6 +145,41 @@ EVIL: dict[str, tuple[Callable[[], Builder], str]] = {
         "leaves the archive",
     ),
     "hard link to nothing": (lambda: Builder().entry("rootfs/x", tarfile.LNKTYPE, "etc/shadow"), "leaves the archive"),
+    "through a hard link to a symlink": (
+        lambda: (
+            Builder()
+            .entry("rootfs/x", tarfile.SYMTYPE, "/etc")
+            .entry("rootfs/y", tarfile.LNKTYPE, "rootfs/x")
+            .file("rootfs/y/passwd")
+        ),
+        "passes through a symbolic link",
+    ),
+    "through a symlink that became a directory": (
+        lambda: (
+            Builder()
+            .entry("rootfs/x", tarfile.SYMTYPE, "/etc")
+            .entry("rootfs/x", tarfile.DIRTYPE)
+            .file("rootfs/x/passwd")
+        ),
+        "passes through a symbolic link",
+    ),
+    "marker as a link": (
+        lambda: (
+            Builder()
+            .entry("rootfs/x", tarfile.SYMTYPE, "/etc/passwd")
+            .entry("apply-template", tarfile.LNKTYPE, "rootfs/x")
+        ),
+        '"apply-template" is no file or directory',
+    ),
+    "marker as a pipe": (lambda: Builder().entry("apply-template", tarfile.FIFOTYPE), "is no file or directory"),
+    "metadata a second time as a pipe": (
+        lambda: Builder().entry("metadata.yaml", tarfile.FIFOTYPE),
+        "is no file or directory",
+    ),
+    "hard link to metadata": (
+        lambda: Builder().entry("rootfs/x", tarfile.LNKTYPE, "metadata.yaml"),
+        "leaves the root file system",
+    ),
     "no metadata": (lambda: Builder(None), "Metadata tarball is missing metadata.yaml"),
     "no rootfs": (lambda: Builder(rootfs=False), "there is no rootfs"),
     "bad yaml": (lambda: Builder(b"architecture: [x86_64\n"), "can't be parsed"),

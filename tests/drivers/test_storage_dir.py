@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,12 @@ def test_names_are_kept_apart_and_inside(storage: DirStorage) -> None:
         storage.volume_path(VolumeSpec(POOL, ".incoming-x"))
     with pytest.raises(BadRequestError, match="Invalid storage volume type"):
         storage.volume_path(VolumeSpec(POOL, "x", kind="odd"))
+
+
+async def test_a_second_archive_is_never_unpacked_over_a_first_rootfs(
+    storage: DirStorage, image: ImageFiles, tmp_path: Path, tarball: Path
+) -> None:
+    evil = replace(image, rootfs_file=tarball)
+    with pytest.raises(DriverError, match="rootfs in the metadata"):
+        await storage.create_volume(VolumeSpec(POOL, "evil"), image=evil)
+    assert not (tmp_path / "storage-pools/local/containers/evil").exists()

@@ -131,3 +131,24 @@ def test_a_template_name_stays_in_its_directory(spec: InstanceSpec) -> None:
     mark(spec.volume_dir, "create")
     assert len(apply_pending(spec, OWNER)) == 2
     assert list((spec.rootfs / "etc").iterdir()) == []
+
+
+def test_a_marker_of_the_image_is_replaced_not_written_through(spec: InstanceSpec, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    marker = spec.volume_dir / MARKER
+    marker.symlink_to(victim)
+    mark(spec.volume_dir, "create")
+    assert (marker.read_text(), victim.read_text()) == ("create\n", "precious")
+    marker.unlink()
+    os.mkfifo(marker)  # would block the daemon until somebody reads
+    mark(spec.volume_dir, "create")
+    assert marker.read_text() == "create\n"
+
+
+def test_a_pipe_as_template_does_not_block(spec: InstanceSpec) -> None:
+    template = spec.volume_dir / "templates/hostname.tpl"
+    template.unlink()
+    os.mkfifo(template)
+    mark(spec.volume_dir, "create")
+    assert any(line.startswith("template of /etc/hostname left out") for line in apply_pending(spec, OWNER))

@@ -75,6 +75,7 @@ class Archive:
         self.names: set[str] = set()
         self.metadata: bytes | None = None
         self.has_inside = False
+        self.files_inside = False
 
     def check_size(self, total: int) -> None:
         """Raise for a bomb."""
@@ -144,19 +145,26 @@ class Archive:
         while parent := posixpath.dirname(parent):
             if parent in self.links:
                 raise InvalidImageError(f'Invalid image: entry "{shown}" passes through a symbolic link')
-        inside = name == self.inside.rstrip("/") or name.startswith(self.inside) if self.inside else True
+        inside = self.is_inside(name)
         self.has_inside |= inside
         self.check_type(entry, name, shown, inside)
-        if entry.issym():
-            self.links.add(name)
-        else:
+        if entry.issym() or (entry.islnk() and posixpath.normpath(entry.linkname) in self.links):
+            self.links.add(name)  # a hard link to a symbolic link is a second link of the same text
+        elif not entry.isdir():  # whether a directory takes the place of a link is up to the unpacker
             self.links.discard(name)
         self.names.add(name)
+        if inside and name != self.inside.rstrip("/"):
+            self.files_inside = True
+
+    def is_inside(self, name: str) -> bool:
+        """Return whether a normal name is a file of the instance."""
+        return not self.inside or name == self.inside.rstrip("/") or name.startswith(self.inside)
 
     def check_type(self, entry: tarfile.TarInfo, name: str, shown: str, inside: bool) -> None:
-        """Raise for links that escape, device nodes and unknown types."""
+        """Raise for links that escape, device nodes and unknown types. What is not the instance's (metadata.yaml,
+        templates) is read and written by the daemon on the host: plain files, nothing that blocks or points away."""
         if entry.ischr() or entry.isblk():
-            if entry.ischr() and (entry.devmajor, entry.devminor) == (0, 0):
+            if inside and entry.ischr() and (entry.devmajor, entry.devminor) == (0, 0):
                 return  # the whiteout of an overlay: opens nothing
             raise InvalidImageError(f'Invalid image: entry "{shown}" is a device node')
         if entry.issym():
@@ -167,12 +175,14 @@ class Archive:
                 root = self.inside.rstrip("/")
                 if target.startswith("..") or (root and target != root and not target.startswith(self.inside)):
                     raise InvalidImageError(f'Invalid image: symbolic link "{shown}" leaves the root file system')
+        elif not inside and not (entry.isreg() or entry.isdir()):
+            raise InvalidImageError(f'Invalid image: entry "{shown}" is no file or directory')
         elif entry.islnk():
             target = posixpath.normpath(entry.linkname)
             if entry.linkname.startswith("/") or ".." in entry.linkname.split("/") or target not in self.names:
                 raise InvalidImageError(f'Invalid image: hard link "{shown}" leaves the archive')
-            if target in self.links:
-                return  # a hard link to a symbolic link: tar makes a second link of the same text
+            if not self.is_inside(target) or name == self.inside.rstrip("/"):
+                raise InvalidImageError(f'Invalid image: hard link "{shown}" leaves the root file system')
         elif not (entry.isreg() or entry.isdir() or entry.isfifo()):
             raise InvalidImageError(f'Invalid image: entry "{shown}" has an unknown type')
 
@@ -290,6 +300,8 @@ def validate(fields: Fields) -> Fields:
             raise InvalidImageError("Images of virtual machines are not supported by this server")
         if not metadata.has_inside:
             raise InvalidImageError("Invalid image: there is no rootfs in it")
+    elif metadata.files_inside:  # the second archive would be unpacked through what the first has put there
+        raise InvalidImageError("Invalid image: there is a rootfs in the metadata of a split image")
     elif one["rootfs_kind"] == "squashfs":
         check_squashfs(one["rootfs"])
     else:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,3 +97,24 @@ def cluster(configuration: Path) -> Iterator[list[Shell]]:
         yield [Shell(member, configuration) for member in lab.members]
     finally:
         lab.destroy()
+
+
+@pytest.fixture
+def fresh(configuration: Path) -> Iterator[Callable[[int], list[Shell]]]:
+    """Makes started servers that nobody has configured, in namespaces of one network."""
+    labs: list[LabCluster] = []
+
+    def make(count: int) -> list[Shell]:
+        lab = LabCluster.in_namespaces(count, prefix="ffr")
+        labs.append(lab)
+        for member in lab.members:
+            member.start()
+        for member in lab.members:
+            member.wait_until_ready(30)
+        return [Shell(member, configuration) for member in lab.members]
+
+    try:
+        yield make
+    finally:
+        for lab in labs:
+            lab.destroy()

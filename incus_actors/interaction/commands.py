@@ -221,6 +221,7 @@ def _elect(words: Words) -> Action:
             raise StepFailedError(f"member {member} cannot be elected", found=overview(world))
         world.pass_time(member, world.timing.heartbeat_ms)
         world.settle()
+        world.network.mark = len(world.network.sent)
 
     return act
 

@@ -1,0 +1,212 @@
+"""Historic bugs of snapshots, disks and the border of the cluster."""
+
+from __future__ import annotations
+
+from .mutation import mutant
+
+DISKS = (
+    mutant(
+        "snapshot_acknowledged_before_durable",
+        "cowsql/raft e514f78f; etcd #10219",
+        "a snapshot is acknowledged before the switch to it is durable",
+        "snapshot_acknowledged_when_durable",
+        (
+            "snapshots.SnapshotReceiver.try_install",
+            "    self.installing = True\n",
+            "    self._ack('installed', offer.size)\n    self.installing = True\n",
+        ),
+    ),
+    mutant(
+        "old_snapshot_installed",
+        "cowsql/raft af243f81; rqlite #2759",
+        "a snapshot that is behind the commit index is installed",
+        "snapshot_behind_is_not_installed",
+        ("snapshots.SnapshotReceiver.offered", "if offer.index <= node.commit:", "if False:"),
+    ),
+    mutant(
+        "install_while_applying",
+        "etcd PR 20650, 20659 (two jobs on one file)",
+        "the state is exchanged while entries are being applied to it",
+        "snapshot_waits_for_what_is_being_applied",
+        (
+            "snapshots.SnapshotReceiver.try_install",
+            "if node.writes or node.applied < node.apply_sent:",
+            "if node.writes:",
+        ),
+    ),
+    mutant(
+        "mixed_log_after_install",
+        "hashicorp/raft 1.4.0 (gap after a restore)",
+        "the log behind a snapshot is kept although it belongs to another history",
+        "snapshot_conflicting_log_is_thrown_away",
+        (
+            "log.RaftLog.restore",
+            "if self.chain_at(mark.index) == mark.chain and self.term_at(mark.index) == mark.term:",
+            "if True:",
+        ),
+    ),
+    mutant(
+        "snapshot_entries_applied_again",
+        "canonical/raft a3de0789 (Jepsen)",
+        "entries that are in the snapshot are taken as new",
+        "snapshot_catch_up",
+        (
+            "snapshots.SnapshotReceiver.installed",
+            "node.applied = node.apply_sent = max(node.applied, offer.index)",
+            "pass",
+        ),
+    ),
+    mutant(
+        "state_trusted_to_be_newest",
+        "rqlite #2747",
+        "after a crash everything in the log is taken as applied",
+        "snapshot_state_behind_the_log",
+        ("node.Node.__init__", "self.apply_sent: Index = durable.applied", "self.apply_sent: Index = self.log.last"),
+        ("node.Node.__init__", "self.applied: Index = durable.applied", "self.applied: Index = self.log.last"),
+        (
+            "node.Node.__init__",
+            "self.commit: Index = max(durable.applied, durable.snapshot.index)",
+            "self.commit: Index = self.log.last",
+        ),
+    ),
+    mutant(
+        "snapshot_starts_over",
+        "etcd rafthttp (no resume)",
+        "a transfer that broke begins again from the first byte",
+        "snapshot_resumes",
+        (
+            "snapshots.SnapshotReceiver.offered",
+            "if self.offer is None or self.offer.snapshot_id != offer.snapshot_id:",
+            "if True:",
+        ),
+    ),
+    mutant(
+        "chunk_stored_twice",
+        "P-LIVE; found by our own scenarios",
+        "every chunk behind a gap asks for the whole window again",
+        "snapshot_chunk_lost",
+        ("snapshots.SnapshotReceiver.chunk", "and self.gap_offset != self.expected_offset", ""),
+    ),
+    mutant(
+        "answer_ignored_while_snapshotting",
+        "etcd/raft snapshot_succeed_via_app_resp",
+        "a member that has the entries after all is still sent a snapshot",
+        "snapshot_and_entries_cross",
+        (
+            "replication._on_match",
+            "if progress.state is ProgressState.PROBE or (\n        progress.state is ProgressState.SNAPSHOT and progress.match >= node.log.mark.index\n    ):",
+            "if progress.state is ProgressState.PROBE:",
+        ),
+    ),
+    mutant(
+        "failed_snapshot_is_final",
+        "dqlite #283 (a failure becomes a permanent state)",
+        "a snapshot that could not be taken is never tried again",
+        "snapshot_failed_is_tried_again",
+        ("snapshots._failed", "progress.become_probe()", "pass"),
+    ),
+    mutant(
+        "log_never_compacted",
+        "Incus/dqlite: disk fills with segments",
+        "the log grows for ever",
+        "snapshot_log_stays_bounded",
+        ("compaction.consider", "if not (long or heavy):", "if True:"),
+    ),
+    mutant(
+        "needed_entries_compacted",
+        "canonical/raft f1311ade",
+        "entries are dropped that a member which is online still needs",
+        "snapshot_compaction_waits_for_who_is_online",
+        ("compaction._slowest_online", "return min(online, default=node.log.last)", "return node.log.last"),
+    ),
+    mutant(
+        "configuration_lost_by_compaction",
+        "etcd 3.6 (learners lost in recovery); raft section 7",
+        "compaction forgets the configuration that was active at its index",
+        "snapshot_of_a_joint_configuration",
+        (
+            "log.RaftLog.compact",
+            "configuration_index, configuration = self.configurations[max(position - 1, 0)]",
+            "configuration_index, configuration = self.configurations[0]",
+        ),
+    ),
+    mutant(
+        "campaign_during_install",
+        "hashicorp/raft install_snapshot race",
+        "a member campaigns while its log is being replaced",
+        "snapshot_acknowledged_when_durable",
+        ("candidate.may_campaign", "or node.receiver.busy", ""),
+    ),
+    mutant(
+        "full_disk_is_fatal",
+        "dqlite #213, #283; k3s #1919",
+        "a write that fails for lack of space stops the member",
+        "disk_full",
+        ("core.Core._on_log_failed", 'if event.kind == "full":', "if False:"),
+    ),
+    mutant(
+        "full_disk_takes_data",
+        "etcd NOSPACE alarm",
+        "a leader without space goes on taking proposals",
+        "disk_full disk_majority_is_low",
+        ("proposals.take", "if kind in DATA and disk_refuses(node, leadership):", "if False:"),
+    ),
+    mutant(
+        "write_error_ignored",
+        "fsyncgate",
+        "a failed write is treated as if it had worked",
+        "disk_write_error_is_fail_stop disk_write_error_of_a_follower",
+        (
+            "core.Core._on_log_failed",
+            '    if event.kind == "full":',
+            '    if event.kind == "io":\n        self._on_log_written(ev.LogWritten(event.write_id))\n        return\n    if event.kind == "full":',
+        ),
+    ),
+    mutant(
+        "hung_disk_leads_on",
+        "hashicorp/raft #503",
+        "a leader whose disk does not answer keeps the cluster",
+        "disk_hung",
+        (
+            "leader.Leadership._disk_hangs",
+            "return node.now - node.writes[0].issued_ms > node.timing.hung_write_ms",
+            "return False",
+        ),
+    ),
+    mutant(
+        "hung_disk_comes_back",
+        "hashicorp/raft #503",
+        "a leader whose disk hung is the first to campaign again",
+        "disk_hung",
+        ("candidate.may_campaign", "return node.now >= node.disk_ban_until_ms or _nobody_better(node)", "return True"),
+        ("candidate.campaign", "if node.log.writing:", "if False:"),
+    ),
+    mutant(
+        "old_incarnation_counts",
+        "etcd 17814",
+        "what an earlier process of a member has sent still counts",
+        "envelope_old_incarnation",
+        ("reception.receive", "if not _known_incarnation(node, envelope):", "if False:"),
+    ),
+    mutant(
+        "epoch_not_checked",
+        "rqlite #1717",
+        "members from before a recovery are listened to",
+        "envelope_wrong_epoch",
+        ("reception._refusal", "if envelope.epoch != node.epoch:", "if False:"),
+    ),
+    mutant(
+        "cluster_not_checked",
+        "etcd cluster id mismatch",
+        "messages of another cluster are listened to",
+        "envelope_wrong_cluster",
+        ("reception._refusal", "if envelope.cluster_id != node.cluster_key:", "if False:"),
+    ),
+    mutant(
+        "strangers_believed",
+        "etcd 17814; CONSENSUS 3.2",
+        "answers of who is no member are believed",
+        "envelope_unknown_member",
+        ("reception._refusal", "    source = envelope.source\n", "    return ''\n    source = envelope.source\n"),
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from network_kit import MemoryNetworks, network_actor
+
+from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.bootstrap import create_standalone
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.runtime import ConsensusRuntime
@@ -19,6 +23,8 @@ from incus_actors.identity import Identity
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
 from incus_actors.services.join_tokens import TokenOperations
+from incus_actors.services.network_changes import NetworkChanges
+from incus_actors.services.network_leases import NetworkLeases
 from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper
 from incus_actors.services.profiles import ProfileService
@@ -85,6 +91,9 @@ class ServiceKit:
     join_tokens: JoinTokensElsewhere
     token_operations: TokenOperations
     bound: list[tuple[str, str]]
+    actors: ActorSystem
+    machine: MemoryNetworks
+    online: set[int]
     clock_ns: list[int] = field(default_factory=lambda: [NOW_NS])
 
     @property
@@ -94,7 +103,7 @@ class ServiceKit:
     async def sql(self, *statements: str) -> None:
         """Write rows of parts that are not here."""
         outcome = await self.consensus.propose(
-            Transaction(tuple(Statement(sql) for sql in statements), topics=("members", "storage", "config"))
+            Transaction(tuple(Statement(sql) for sql in statements), topics=("members", "storage", "config", "networks"))
         )
         assert outcome.applied, outcome
 
@@ -145,6 +154,7 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         instance_driver=driver,
         storage_drivers={"dir": DriverInfo("dir", "1")},
     )
+    networks = NetworkService(database=database, identity=identity)
     return Services(
         config=config,
         profiles=ProfileService(consensus=consensus, database=database),
@@ -163,7 +173,24 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         ),
         warnings=WarningService(consensus=consensus, database=database, clock_ns=lambda: kit["clock_ns"][0]),
         server=server,
-        networks=NetworkService(database=database, identity=identity),
+        networks=networks,
+        network_changes=NetworkChanges(
+            consensus=consensus,
+            database=database,
+            identity=identity,
+            actors=kit["actors"],
+            networks=networks,
+            online=lambda member_id: member_id in kit["online"],
+            rng=random.Random(1),
+            members_s=0.5,
+        ),
+        network_leases=NetworkLeases(
+            database=database,
+            identity=identity,
+            actors=kit["actors"],
+            networks=networks,
+            online=lambda member_id: member_id in kit["online"],
+        ),
         cluster=cast(Any, SimpleNamespace()),
         members=cast(Any, SimpleNamespace()),
         sql=SqlService(consensus=consensus, database=database, path=lambda: consensus.database.path, identity=identity),
@@ -201,10 +228,14 @@ async def running_services(directory: Path) -> AsyncIterator[ServiceKit]:
         "join_tokens": JoinTokensElsewhere(),
         "bound": [],
         "clock_ns": [NOW_NS],
+        "actors": ActorSystem(member_id=lambda: consensus.member_id),
+        "machine": MemoryNetworks(),
+        "online": {1},
     }
     services = _services(directory, consensus, identity, kit)
     services.config.start()
     keeper.start()
+    await kit["actors"].start([network_actor(consensus, kit["machine"], services.warnings)])
     token_operations = TokenOperations(
         consensus=consensus, database=consensus.database, identity=identity, wall_ns=lambda: kit["clock_ns"][0]
     )
@@ -213,6 +244,7 @@ async def running_services(directory: Path) -> AsyncIterator[ServiceKit]:
     finally:
         keeper.stop()
         services.config.stop()
+        await kit["actors"].stop()
         await consensus.stop()
 
 

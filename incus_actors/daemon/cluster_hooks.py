@@ -5,6 +5,7 @@ Implements services.cluster_use_cases.Hooks; called by the cluster's services on
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,15 +14,18 @@ from incus_actors.actors.raft import PATH as RAFT_PATH
 from incus_actors.actors.raft import RestartConsensus
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.bootstrap import create_standalone
+from incus_actors.errors import ApiError
 from incus_actors.services import addresses
 from incus_actors.transport.lanes import Lanes
+
+log = logging.getLogger(__name__)
 
 RESTART_DEADLINE_S = 60.0
 
 
 class DaemonHooks:
     """`reload` re-reads identity and configuration and listens where they say; `prepare_state` makes schema and
-    first rows of a fresh database; `pools` makes this member's share of the storage pools."""
+    first rows of a fresh database; `pools` makes this member's share of pools and networks, `networks` of the latter."""
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class DaemonHooks:
         listen_also: Callable[[str], Awaitable[None]],
         prepare_state: Callable[[], Awaitable[None]],
         pools: Callable[[], Awaitable[None]],
+        networks: Callable[[], Awaitable[None]],
     ) -> None:
         self._directory = directory
         self._lanes = lanes
@@ -41,6 +46,7 @@ class DaemonHooks:
         self._listen_also = listen_also
         self._prepare_state = prepare_state
         self._pools = pools
+        self._networks = networks
 
     async def open_lanes(self, address: str) -> str:
         """See ClusterHooks."""
@@ -96,3 +102,11 @@ class DaemonHooks:
         await self.restart_consensus(start_over)
         await self._prepare_state()
         await self._reload()
+        await self._forget_networks()
+
+    async def _forget_networks(self) -> None:
+        """The cluster's networks go; what can't be removed now is tried again by NetworkActor."""
+        try:
+            await self._networks()
+        except ApiError as error:
+            log.warning("not every network of the cluster is removed yet: %s", error)

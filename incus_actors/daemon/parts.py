@@ -21,6 +21,8 @@ from incus_actors.actors.instance_states import InstanceStatesActor
 from incus_actors.actors.instances import InstancesSupervisor
 from incus_actors.actors.leader import PATH as LEADER_PATH
 from incus_actors.actors.leader import LeadershipActor, LeaderTools
+from incus_actors.actors.network import NetworkActor
+from incus_actors.actors.network_messages import NETWORKS_PATH, Converge
 from incus_actors.actors.offline_watch import PATH as OFFLINE_PATH
 from incus_actors.actors.offline_watch import OfflineWatchActor
 from incus_actors.actors.raft import raft_spec
@@ -31,6 +33,7 @@ from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.daemon.cluster_hooks import DaemonHooks
 from incus_actors.daemon.journal import RoleJournal
 from incus_actors.daemon.state_setup import own_architecture, prepare_state
+from incus_actors.drivers.bridge import NetworkDriver
 from incus_actors.drivers.registry import Drivers, choose_drivers
 from incus_actors.gateway.access import Access, read_trusted_certificates
 from incus_actors.gateway.event_relay import EventRelay, EventRelayActor
@@ -49,6 +52,8 @@ from incus_actors.services import instance_use_cases, volume_use_cases
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ServerFacts
 from incus_actors.services.members import offline_threshold_s, why_offline
+from incus_actors.services.network_changes import NetworkChanges
+from incus_actors.services.network_leases import NetworkLeases
 from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
 from incus_actors.services.profiles import ProfileService
@@ -59,7 +64,7 @@ from incus_actors.services.server_info import ServerInfoService
 from incus_actors.services.sql import SqlService
 from incus_actors.services.storage_pools import StoragePoolService
 from incus_actors.services.trust import TrustService
-from incus_actors.services.warnings import WarningService
+from incus_actors.services.warnings import WarningKind, WarningService
 from incus_actors.settings import Settings
 from incus_actors.state.database import Database
 from incus_actors.state.queries.cluster import instance_counts
@@ -98,6 +103,7 @@ class _Core:
     identity: Identity
     actors: ActorSystem
     drivers: Drivers
+    networks: NetworkDriver
     events: EventHub
     operations: Operations
     routing: Routing
@@ -134,6 +140,7 @@ def _build_core(settings: Settings) -> _Core:
         drivers=choose_drivers(
             directory, instance_driver="" if settings.instance_driver == "auto" else settings.instance_driver
         ),
+        networks=NetworkDriver(directory),
         events=events,
         operations=Operations(events, member_id=lambda: identity.member_id, location=lambda: identity.location),
         routing=routing,
@@ -196,10 +203,13 @@ def _services(
         certificate=cluster.bootstrap.certificate,
         instance_driver=core.drivers.instances.info,
         storage_drivers={name: driver.info for name, driver in core.drivers.storage.items()},
+        firewall="nftables" if core.networks.availability().available else "none",
     )
     instances, images = instance_use_cases.build(
         host, core.actors, cluster.members, clustered=lambda: identity.clustered, rng=random.SystemRandom()
     )
+    online = cluster.members.online
+    networks = NetworkService(database=database, identity=identity)
     return Services(
         config=config,
         profiles=ProfileService(consensus=consensus, database=database),
@@ -217,7 +227,19 @@ def _services(
         ),
         warnings=WarningService(consensus=consensus, database=database),
         server=server,
-        networks=NetworkService(database=database, identity=identity),
+        networks=networks,
+        network_changes=NetworkChanges(
+            consensus=consensus,
+            database=database,
+            identity=identity,
+            actors=core.actors,
+            networks=networks,
+            online=online,
+            rng=random.SystemRandom(),
+        ),
+        network_leases=NetworkLeases(
+            database=database, identity=identity, actors=core.actors, networks=networks, online=online
+        ),
         cluster=cluster,
         members=cluster.members,
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
@@ -248,6 +270,12 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
             threshold_s=lambda: float(offline_threshold_s(core.database)),
         )
 
+    warnings = WarningService(consensus=core.consensus, database=core.database)
+
+    async def network_problems(problems: dict[str, str]) -> None:
+        text = "; ".join(f"{name}: {problem}" for name, problem in sorted(problems.items()))
+        await warnings.tell(WarningKind.NETWORK_UNAVAILABLE, text, member_id=core.identity.member_id)
+
     leader_tools = LeaderTools(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats)
     fetcher = MemberImages(core.forwarder)
     return [
@@ -260,6 +288,7 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
         ChildSpec(LEADER_PATH, lambda: LeadershipActor(leader_tools)),
         ChildSpec(STORAGE_PATH, lambda: StorageActor(host)),
         ChildSpec(IMAGES_PATH, lambda: ImagesActor(host, fetcher)),
+        ChildSpec(NETWORKS_PATH, lambda: NetworkActor(host, core.networks, network_problems)),
         ChildSpec(INSTANCES_PATH, lambda: InstancesSupervisor(host)),
         ChildSpec(STATES_PATH, lambda: InstanceStatesActor(host)),
     ]
@@ -274,7 +303,8 @@ def build_parts(
     end: Callable[[], None],
 ) -> Parts:
     """Build everything. `reload` re-reads identity and listeners, `listen_also` adds one for now, `shutdown(force)`
-    stops all but the listeners, `end` ends the process. Blocks some 100 ms (keys, drivers). Raises MemberError, OSError."""
+    stops all but the listeners, `end` ends the process. Blocks some 100 ms (keys, drivers). Raises MemberError,
+    OSError."""
     core = _build_core(settings)
     host = _host(core)
     config = ServerConfigService(consensus=core.consensus, database=core.database, identity=core.identity)
@@ -285,6 +315,14 @@ def build_parts(
         backend=StorageActorPools(core.actors.ref(STORAGE_PATH)),
         drivers=frozenset(core.drivers.storage),
     )
+
+    async def networks_ready() -> None:
+        await core.actors.ref(NETWORKS_PATH).ask(Converge(), deadline_s=60)
+
+    async def own_share_ready() -> None:
+        await keeper.own_pools_ready()
+        await networks_ready()
+
     hooks = DaemonHooks(
         directory=settings.directory,
         lanes=core.lanes,
@@ -292,7 +330,8 @@ def build_parts(
         reload=reload,
         listen_also=listen_also,
         prepare_state=lambda: prepare_state(core.consensus, core.database),
-        pools=keeper.own_pools_ready,
+        pools=own_share_ready,
+        networks=networks_ready,
     )
     cluster = _cluster(core, hooks, config)
     core.operations.tokens = cluster.token_operations

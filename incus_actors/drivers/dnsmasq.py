@@ -189,6 +189,11 @@ class Dnsmasq:
         """Whether the process lives."""
         return self._identity is not None and self._identity.alive()
 
+    @property
+    def pid(self) -> int:
+        """The process, 0 if there is none."""
+        return self._identity.pid if self._identity is not None and self.running else 0
+
     async def ensure(self, argv: Sequence[str], raw: str, hosts: Mapping[str, str]) -> bool:
         """Have it run with these arguments; return whether it was (re)started. Raises DriverError."""
         changed_hosts = self.write_hosts(hosts)

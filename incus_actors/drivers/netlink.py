@@ -96,26 +96,32 @@ class NamespaceNetwork:
 
     def _dump(self, kind: int, header_bytes: int) -> Iterator[bytes]:
         self._sequence += 1
-        flags = _NLM_F_REQUEST | _NLM_F_DUMP
-        size = _HEADER.size + header_bytes
-        self._socket.send(_HEADER.pack(size, kind, flags, self._sequence, 0) + bytes(header_bytes))
-        while True:
-            data = self._socket.recv(1 << 17)
-            while len(data) >= _HEADER.size:
-                length, answer, _, sequence, _ = _HEADER.unpack_from(data)
-                if length < _HEADER.size or length > len(data):
-                    raise OSError(f"netlink: a message of {length} bytes")
-                if sequence == self._sequence:
-                    if answer == _NLMSG_DONE:
-                        return
-                    if answer == _NLMSG_ERROR:
-                        number = -int(struct.unpack_from("=i", data, _HEADER.size)[0])
-                        raise OSError(number, os.strerror(number))
-                    yield data[_HEADER.size : length]
-                data = data[(length + 3) & ~3 :]
+        return dump(self._socket, self._sequence, kind, header_bytes)
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def dump(kernel: socket.socket, sequence: int, kind: int, header_bytes: int) -> Iterator[bytes]:
+    """Yield the bodies of all messages that answer a dump request. Raises OSError."""
+    flags = _NLM_F_REQUEST | _NLM_F_DUMP
+    size = _HEADER.size + header_bytes
+    kernel.send(_HEADER.pack(size, kind, flags, sequence, 0) + bytes(header_bytes))
+    while True:
+        data = kernel.recv(1 << 17)
+        while len(data) >= _HEADER.size:
+            length, answer, _, answered, _ = _HEADER.unpack_from(data)
+            if length < _HEADER.size or length > len(data):
+                raise OSError(f"netlink: a message of {length} bytes")
+            if answered == sequence:
+                if answer == _NLMSG_DONE:
+                    return
+                if answer == _NLMSG_ERROR:
+                    number = -int(struct.unpack_from("=i", data, _HEADER.size)[0])
+                    raise OSError(number, os.strerror(number))
+                yield data[_HEADER.size : length]
+            data = data[(length + 3) & ~3 :]
+
+
+def attributes_of(data: bytes) -> dict[int, bytes]:
+    """Return the attributes behind a message's header by number."""
     found: dict[int, bytes] = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
@@ -128,7 +134,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 def _parse_address(body: bytes) -> tuple[int, NetworkAddress]:
     family, prefix, _, scope, index = struct.unpack_from("=BBBBI", body)
-    attributes = _attributes(body[8:])
+    attributes = attributes_of(body[8:])
     raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
     text = socket.inet_ntop(family, raw) if len(raw) in {4, 16} else ""
     kind = "inet" if family == socket.AF_INET else "inet6"
@@ -137,7 +143,7 @@ def _parse_address(body: bytes) -> tuple[int, NetworkAddress]:
 
 def _parse_link(body: bytes) -> tuple[int, NetworkInterface]:
     index, flags = struct.unpack_from("=iI", body, 4)
-    attributes = _attributes(body[16:])
+    attributes = attributes_of(body[16:])
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     statistics = attributes.get(_IFLA_STATS64, b"")
     values = struct.unpack_from("=8Q", statistics) if len(statistics) >= 64 else (0,) * 8

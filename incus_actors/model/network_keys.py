@@ -101,7 +101,7 @@ _MACVLAN: Final[dict[str, _Key]] = {
     "parent": _Key(values.interface_name),
     "mtu": _Key(values.mtu),
     "vlan": _Key(values.vlan),
-    "gvrp": _Key(_bool),
+    "gvrp": _Key(_bool, supported=False),
 }
 
 _PHYSICAL: Final[dict[str, _Key]] = {

@@ -144,6 +144,40 @@ class Network(msgspec.Struct, kw_only=True):
     project: str
 
 
+class NetworkPut(msgspec.Struct, kw_only=True):
+    """PUT and PATCH of a network."""
+
+    config: Config | None = None
+    description: str | None = None
+
+
+class NetworksPost(NetworkPut, kw_only=True):
+    """POST /1.0/networks; type "" is a bridge."""
+
+    name: str = ""
+    type: str = ""
+
+
+class NetworkLease(msgspec.Struct, kw_only=True):
+    """One address on a network; type gateway, static or dynamic; location the member that has given it out."""
+
+    hostname: str
+    hwaddr: str = ""
+    address: str
+    type: str
+    location: str = ""
+
+
+class NetworkAllocation(msgspec.Struct, kw_only=True):
+    """One address and who has it; type network or instance."""
+
+    addresses: str
+    used_by: str
+    type: str
+    nat: bool
+    hwaddr: str = ""
+
+
 # -- certificates -------------------------------------------------------------------------------------------------
 
 

@@ -1,161 +1,97 @@
-"""The network interfaces of this machine, read from /proc and /sys without a process.
+"""The network interfaces of this machine, as users see them.
 
-Owns the reading; used for `environment.addresses` and the list of unmanaged networks. Must never change anything.
+Owns the words of Incus for them; used for `environment.addresses`, the list of unmanaged networks and their state.
+Must never change anything.
 """
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
-import socket
-import struct
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-_SYS: Final = Path("/sys/class/net")
-_IF_INET6: Final = Path("/proc/net/if_inet6")
-_FIB_TRIE: Final = Path("/proc/net/fib_trie")
-_SIOCGIFADDR: Final = 0x8915
-_SIOCGIFNETMASK: Final = 0x891B
-_TYPE_LOOPBACK: Final = 772
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """One address of an interface; scope is global, link or local."""
-
-    family: str
-    address: str
-    prefix: int
-    scope: str
+from incus_actors.drivers import links
+from incus_actors.drivers.links import Link, LinkAddress
+from incus_actors.model.network_values import Network
 
 
 def names() -> list[str]:
     """Return the names of all interfaces in the order of their index."""
-    return [name for _, name in sorted(socket.if_nameindex())]
+    return [link.name for link in links.links()]
 
 
-def kind(name: str) -> str:
-    """Return the network type of an interface in Incus' words: loopback, bridge, vlan, bond, physical or unknown."""
-    base = _SYS / name
-    if _text(base / "type") == str(_TYPE_LOOPBACK):
+def kinds() -> dict[str, str]:
+    """Return name → network type in Incus' words (loopback, bridge, vlan, bond, physical or unknown), by index."""
+    return {link.name: _kind(link) for link in links.links()}
+
+
+def _kind(link: Link) -> str:
+    if link.loopback:
         return "loopback"
-    for directory, word in (("bridge", "bridge"), ("bonding", "bond")):
-        if (base / directory).is_dir():
-            return word
-    if (Path("/proc/net/vlan") / name).exists():
-        return "vlan"
-    return "physical" if (base / "device").exists() or _text(base / "type") == "1" else "unknown"
-
-
-def addresses(name: str) -> list[Address]:
-    """Return the addresses of one interface: IPv4 first."""
-    return _ipv4(name) + [address for owner, address in _ipv6() if owner == name]
+    if link.kind in ("bridge", "vlan", "bond"):
+        return link.kind
+    return "physical" if link.ethernet else "unknown"
 
 
 def global_addresses() -> list[str]:
     """Return every address of this machine that others could reach, IPv4 first."""
-    found = _all_ipv4()
-    found += [address.address for _, address in _ipv6() if address.scope == "global"]
-    return sorted(set(found), key=lambda text: (":" in text, ipaddress.ip_address(text)))
+    found = {address.address for address in links.addresses() if _reachable(address)}
+    return sorted(found, key=lambda text: (":" in text, ipaddress.ip_address(text)))
+
+
+def _reachable(address: LinkAddress) -> bool:
+    parsed = ipaddress.ip_address(address.address)
+    return address.scope == "global" and not parsed.is_loopback and not parsed.is_link_local
+
+
+def subnets() -> list[Network]:
+    """Return the subnets that this machine has an address in."""
+    return [
+        ipaddress.ip_network(f"{address.address}/{address.prefix}", strict=False)
+        for address in links.addresses()
+        if _reachable(address)
+    ]
 
 
 def state(name: str) -> dict[str, Any] | None:
     """Return GET /1.0/networks/<name>/state of an interface, None if there is no such interface."""
-    base = _SYS / name
-    if "/" in name or name in {"", ".", ".."} or not base.is_dir():
+    all_links = links.links()
+    link = next((link for link in all_links if link.name == name), None)
+    if link is None:
         return None
-    hwaddr = _text(base / "address")
-    flags = int(_text(base / "flags") or "0", 16)
-    statistics = base / "statistics"
+    packets_in, packets_out, bytes_in, bytes_out = link.counters
+    lower = next((other.name for other in all_links if other.index == link.lower), "")
     return {
         "addresses": [
             {"family": a.family, "address": a.address, "netmask": str(a.prefix), "scope": a.scope}
-            for a in addresses(name)
+            for a in links.addresses()
+            if a.index == link.index
         ],
         "counters": {
-            "bytes_received": _number(statistics / "rx_bytes"),
-            "bytes_sent": _number(statistics / "tx_bytes"),
-            "packets_received": _number(statistics / "rx_packets"),
-            "packets_sent": _number(statistics / "tx_packets"),
+            "bytes_received": bytes_in,
+            "bytes_sent": bytes_out,
+            "packets_received": packets_in,
+            "packets_sent": packets_out,
         },
-        "hwaddr": "" if hwaddr == "00:00:00:00:00:00" else hwaddr,
-        "mtu": _number(base / "mtu"),
-        "state": "up" if flags & 1 else "down",
-        "type": "loopback" if kind(name) == "loopback" else "broadcast",
+        "hwaddr": link.hwaddr,
+        "mtu": link.mtu,
+        "state": "up" if link.up else "down",
+        "type": "loopback" if link.loopback else "point-to-point" if link.point_to_point else "broadcast",
         "bond": None,
-        "bridge": _bridge(name),
-        "vlan": None,
+        "bridge": _bridge(link, all_links),
+        "vlan": {"lower_device": lower, "vid": link.vlan} if link.kind == "vlan" else None,
         "ovn": None,
     }
 
 
-def _bridge(name: str) -> dict[str, Any] | None:
-    base = _SYS / name / "bridge"
-    if not base.is_dir():
+def _bridge(link: Link, all_links: list[Link]) -> dict[str, Any] | None:
+    found = link.bridge
+    if found is None:
         return None
-    members = _SYS / name / "brif"
     return {
-        "id": _text(base / "bridge_id"),
-        "stp": _text(base / "stp_state") == "1",
-        "forward_delay": _number(base / "forward_delay"),
-        "vlan_default": _number(base / "default_pvid"),
-        "vlan_filtering": _text(base / "vlan_filtering") == "1",
-        "upper_devices": sorted(p.name for p in members.iterdir()) if members.is_dir() else [],
+        "id": found.id,
+        "stp": found.stp,
+        "forward_delay": found.forward_delay,
+        "vlan_default": found.vlan_default,
+        "vlan_filtering": found.vlan_filtering,
+        "upper_devices": sorted(other.name for other in all_links if other.master == link.index),
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int:
-    text = _text(path)
-    return int(text) if text.isdigit() else 0
-
-
-def _ipv4(name: str) -> list[Address]:
-    """Return the first IPv4 address of an interface (further ones have labels of their own)."""
-    request = struct.pack("256s", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            address = fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]
-            mask = fcntl.ioctl(probe, _SIOCGIFNETMASK, request)[20:24]
-        except OSError:
-            return []
-    text = socket.inet_ntoa(address)
-    prefix = int.from_bytes(mask, "big").bit_count()
-    return [Address("inet", text, prefix, _scope(text))]
-
-
-def _ipv6() -> list[tuple[str, Address]]:
-    found = []
-    for line in _text(_IF_INET6).splitlines():
-        digits, _, prefix, _, _, name = line.split()
-        text = str(ipaddress.IPv6Address(int(digits, 16)))
-        found.append((name, Address("inet6", text, int(prefix, 16), _scope(text))))
-    return found
-
-
-def _all_ipv4() -> list[str]:
-    """Return the machine's own IPv4 addresses from the routing table: the leaves that are `host LOCAL`."""
-    found = []
-    leaf = ""
-    for line in _text(_FIB_TRIE).splitlines():
-        stripped = line.strip()
-        if stripped.startswith("|-- "):
-            leaf = stripped[4:]
-        elif "host LOCAL" in stripped and _scope(leaf) == "global":
-            found.append(leaf)
-    return found
-
-
-def _scope(text: str) -> str:
-    address = ipaddress.ip_address(text)
-    if address.is_loopback:
-        return "local"
-    return "link" if address.is_link_local else "global"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from incus_actors.services.cluster_use_cases import ClusterUseCases
     from incus_actors.services.members import MembersService
+    from incus_actors.services.network_changes import NetworkChanges
+    from incus_actors.services.network_leases import NetworkLeases
     from incus_actors.services.networks import NetworkService
     from incus_actors.services.profiles import ProfileService
     from incus_actors.services.projects import ProjectService
@@ -34,6 +36,8 @@ class Services:
     warnings: WarningService
     server: ServerInfoService
     networks: NetworkService
+    network_changes: NetworkChanges
+    network_leases: NetworkLeases
     cluster: ClusterUseCases
     members: MembersService
     sql: SqlService

@@ -22,7 +22,7 @@ from incus_actors.model.api_extensions import API_EXTENSIONS
 from incus_actors.model.config_values import is_wildcard, split_address
 from incus_actors.model.server import Environment, Server, ServerUntrusted, StorageDriverInfo
 from incus_actors.security.certificates import KeyPair
-from incus_actors.services import interfaces
+from incus_actors.services import interfaces, trust_password
 from incus_actors.services.resources import read_resources
 from incus_actors.services.server_config import ServerConfigService
 from incus_actors.state.reader import Reader
@@ -100,6 +100,7 @@ class ServerInfoService:
         certificate: Callable[[], KeyPair],
         instance_driver: Driver,
         storage_drivers: Mapping[str, Driver],
+        firewall: str = "none",
     ) -> None:
         self._config = config
         self._database = database
@@ -107,6 +108,7 @@ class ServerInfoService:
         self._certificate = certificate
         self._instance_driver = instance_driver
         self._storage_drivers = storage_drivers
+        self._firewall = firewall
         self._pair: tuple[bool, int, KeyPair] | None = None
         self._resources: tuple[float, dict[str, Any]] | None = None
         self._reading = asyncio.Lock()
@@ -115,7 +117,9 @@ class ServerInfoService:
 
     def untrusted(self) -> ServerUntrusted:
         """Return what a stranger sees."""
-        return ServerUntrusted(api_extensions=API_EXTENSIONS)
+        by_password = self._config.configured(trust_password.KEY)
+        methods = ("tls", "password") if by_password else ("tls",)
+        return ServerUntrusted(api_extensions=API_EXTENSIONS, auth_methods=methods)
 
     def server(self, *, user: str, method: str, project: str = "default") -> Server:
         """Return what a trusted caller sees; `method` is unix or tls."""
@@ -161,7 +165,7 @@ class ServerInfoService:
             certificate_fingerprint=pair.fingerprint,
             driver=driver.name,
             driver_version=driver.version,
-            firewall="none",
+            firewall=self._firewall,
             kernel=facts.kernel,
             kernel_architecture=facts.architecture,
             kernel_features=dict(facts.features),

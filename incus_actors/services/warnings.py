@@ -91,6 +91,13 @@ class WarningService:
         """What `kind` warned of is over."""
         await propose(self._consensus, transactions.resolve_warnings(kind.value.code, member_id, self._now()))
 
+    async def tell(self, kind: WarningKind, message: str, *, member_id: int) -> None:
+        """Warn of `kind` about a member, or ("") resolve what was warned of. Raises UnavailableError."""
+        if message:
+            await self.raised(kind, message, member_id=member_id)
+        elif queries.unresolved(self._database, kind.value.code, member_id):
+            await self.resolved(kind, member_id=member_id)
+
     async def _change(self, transaction: Transaction) -> None:
         try:
             await propose(self._consensus, transaction)

@@ -97,7 +97,7 @@ def test_what_incus_takes_is_taken():
         validate_network_config("n", "bridge", {key: ""})
     for address in ("auto", "none", "10.0.0.1/31", "10.0.0.255/24"):
         validate_network_config("n", "bridge", {"ipv4.address": address})
-    validate_network_config("n", "macvlan", {"parent": "eth0", "mtu": "1400", "vlan": "5", "gvrp": "true"})
+    validate_network_config("n", "macvlan", {"parent": "eth0", "mtu": "1400", "vlan": "5"})
     validate_network_config("n", "physical", {"parent": "eth0", "volatile.last_state.created": "false"})
 
 

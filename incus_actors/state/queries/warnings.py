@@ -59,3 +59,11 @@ def warned_members(db: Reader, type_code: int) -> frozenset[int]:
         (type_code,),
     )
     return frozenset(int(row[0]) for row in rows)
+
+
+def unresolved(db: Reader, type_code: int, member_id: int) -> bool:
+    """Return whether there is a warning of this kind about a member that is not resolved."""
+    found = db.scalar(
+        "SELECT COUNT(*) FROM warnings WHERE type_code = ? AND node_id = ? AND status <> 3", (type_code, member_id)
+    )
+    return bool(found)

@@ -1,0 +1,495 @@
+"""Networks are made, changed, renamed and deleted here: in two phases over a cluster, or (ours) in one (CONTRACT 14).
+
+Owns the rules with Incus' texts; called by rest/network_routes.py. Rows say what is wanted and each member's
+NetworkActor does its share, so that a crash in between is only a delay; what fails is undone by the rows, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from incus_actors.actors.network_messages import NETWORKS_PATH, ApplyNetwork, Converge
+from incus_actors.actors.ref import AskError
+from incus_actors.actors.system import ActorSystem
+from incus_actors.consensus.api import Consensus
+from incus_actors.domain import networks as rules
+from incus_actors.domain import transactions_networks as transactions
+from incus_actors.domain.transactions_networks import HIDDEN_PREFIX
+from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.identity import Identity
+from incus_actors.model import network_keys
+from incus_actors.model.config_keys import ConfigError, merged, without_empty
+from incus_actors.model.network_values import Network
+from incus_actors.model.resources import Network as ShownNetwork
+from incus_actors.model.resources import NetworkPut, NetworksPost
+from incus_actors.services import interfaces
+from incus_actors.services.networks import NOT_LOADED, NetworkService
+from incus_actors.services.proposing import (
+    DuplicateError,
+    Expect,
+    TransactionConflictError,
+    propose,
+    until_unchanged,
+)
+from incus_actors.state.queries import networks as queries
+from incus_actors.state.queries.networks import NetworkRow, NetworkState
+from incus_actors.state.queries.projects import DEFAULT_PROJECT, owner_of
+from incus_actors.state.queries.storage import member_names
+from incus_actors.state.reader import Reader
+
+_log = logging.getLogger(__name__)
+
+Config = Mapping[str, str]
+
+MEMBERS_S: Final = 20.0  #: so long the members have for their shares
+APPLY_S: Final = 20.0
+
+
+class NetworkChanges:
+    """`networks` is the reading side; `online` tells whether a member was heard of lately. In every method `target`
+    is a member's name."""
+
+    def __init__(
+        self,
+        *,
+        consensus: Consensus,
+        database: Reader,
+        identity: Identity,
+        actors: ActorSystem,
+        networks: NetworkService,
+        online: Callable[[int], bool],
+        rng: random.Random,
+        members_s: float = MEMBERS_S,
+    ) -> None:
+        self._consensus = consensus
+        self._database = database
+        self._identity = identity
+        self._actors = actors
+        self._networks = networks
+        self._online = online
+        self._rng = rng
+        self._members_s = members_s
+
+    # -- creating -----------------------------------------------------------------------------------------------------
+
+    async def create(self, project: str, post: NetworksPost, target: str | None = None) -> None:
+        """Create a network; in a cluster first once with each member as `target`, then once without; or only that
+        where no member needs a key of its own.
+
+        Raises BadRequestError, ConflictError (409), NotFoundError (target), MemberError (500, as Incus).
+        """
+        rules.check_name(post.name)
+        kind = rules.check_type(post.type)
+        owner = owner_of(self._database, project, "networks")
+        if owner is None:
+            raise NotFoundError(f'Failed to load project "{project}": Project not found')
+        if owner.name != DEFAULT_PROJECT:
+            raise BadRequestError("Network type does not support non-default projects")
+        config = without_empty(post.config)
+        if not self._identity.clustered:
+            if target is not None:
+                self._networks.member_id(target)
+            await until_unchanged(lambda: self._create_alone(post, kind, config))
+        elif target is not None:
+            await self._define_on(self._networks.member_id(target), target, post, kind, config)
+        else:
+            await until_unchanged(lambda: self._create_everywhere(post, kind, config))
+
+    async def _create_alone(self, post: NetworksPost, kind: str, config: Config) -> None:
+        if queries.network(self._database, post.name) is not None:
+            raise ConflictError(f'Network "{post.name}" already exists')
+        await self._define(post, kind, config, {self._identity.member_id: ""})
+
+    async def _define(self, post: NetworksPost, kind: str, config: Config, members: Mapping[int, str]) -> None:
+        """One step: the rows for all members, then wait. Conflict "changed" goes through."""
+        shared, local = network_keys.split(config)
+        locals_ = {id_: dict(local) if len(members) == 1 else {} for id_ in members}
+        shared = self._complete(post.name, kind, shared, locals_, new=True, error=MemberError)
+        try:
+            await propose(
+                self._consensus,
+                transactions.define_network(
+                    post.name,
+                    rules.TYPE_NUMBERS[kind],
+                    post.description or "",
+                    shared,
+                    locals_,
+                    queries.addresses(self._database),
+                ),
+            )
+        except DuplicateError:
+            raise ConflictError(f'Network "{post.name}" already exists') from None
+        except TransactionConflictError as conflict:
+            raise TransactionConflictError("changed") from conflict  # others have joined or left: look again
+        await self._made_everywhere(post.name)
+
+    def _complete(
+        self,
+        name: str,
+        kind: str,
+        shared: Config,
+        local: Mapping[int, Config],
+        *,
+        new: bool,
+        error: type[ApiError],
+    ) -> dict[str, str]:
+        """Return the shared config with addresses chosen, after everything was checked. Raises `error`."""
+        try:
+            for own in local.values():
+                own = _shown(own)
+                network_keys.validate_network_config(name, kind, {**shared, **own})
+                network_keys.require_parent(name, kind, own)
+            if not local:
+                network_keys.validate_network_config(name, kind, shared)
+        except ConfigError as wrong:
+            raise error(str(wrong)) from None
+        self._check_parents(name, kind, local, error)
+        if kind != "bridge":
+            return dict(shared)
+        others = {r.name: r.config for r in queries.networks(self._database) if r.name != name and r.type == "bridge"}
+        complete = rules.with_addresses(shared, self._taken(others), self._rng, new=new)
+        try:
+            rules.check_overlap(name, complete, others)
+        except BadRequestError as overlap:
+            raise error(str(overlap)) from None
+        return complete
+
+    def _check_parents(self, name: str, kind: str, local: Mapping[int, Config], error: type[ApiError]) -> None:
+        if kind != "physical":
+            return
+        for row in queries.networks(self._database):
+            for member_id, own in local.items():
+                parent = row.local.get(member_id, {}).get("parent")
+                if row.name != name and parent and parent == own.get("parent"):
+                    raise error(f'Parent interface "{parent}" in use by another network')
+
+    def _taken(self, others: Mapping[str, Config]) -> list[Network]:
+        """Return the subnets that a new bridge must not choose by itself."""
+        taken = interfaces.subnets()
+        for config in others.values():
+            taken += rules.subnets(config)
+        return taken
+
+    async def _define_on(self, member_id: int, target: str, post: NetworksPost, kind: str, config: Config) -> None:
+        shared, local = network_keys.split(config)
+        if shared:
+            raise BadRequestError(f'Config key "{min(shared)}" may not be used as member-specific key')
+        try:
+            network_keys.validate_network_config(post.name, kind, local)
+        except ConfigError as wrong:
+            raise MemberError(str(wrong)) from None
+        transaction = transactions.define_on_member(
+            post.name, rules.TYPE_NUMBERS[kind], post.description or "", member_id, local
+        )
+        try:
+            await propose(self._consensus, transaction)
+        except TransactionConflictError as conflict:
+            match conflict.label:
+                case "member":
+                    raise NotFoundError("Cluster member not found") from None
+                case "state":
+                    raise MemberError("Network is not in pending state") from None
+                case "type":
+                    raise MemberError("Requested network type doesn't match type in existing database record") from None
+                case _:
+                    raise ConflictError(f'Network "{post.name}" is already defined on member "{target}"') from None
+
+    async def _create_everywhere(self, post: NetworksPost, kind: str, config: Config) -> None:
+        shared, local = network_keys.split(config)
+        row = queries.network(self._database, post.name)
+        if row is not None and row.state is NetworkState.CREATED:
+            raise MemberError("The network is already created")
+        if row is not None and post.type and kind != row.type:
+            raise MemberError(
+                f'Requested network type "{kind}" doesn\'t match type in existing database record "{row.type}"'
+            )
+        if local:
+            raise MemberError(f'Config key "{min(local)}" is cluster member specific')
+        names = member_names(self._database)
+        if row is None or not row.members:
+            if kind != "bridge" or row is not None:
+                raise MemberError("Network not pending on any node (use --target <node> first)")
+            self._check_online(names)
+            await self._define(post, kind, config, names)
+            return
+        lacking = [name for id_, name in names.items() if id_ not in row.members]
+        if lacking:
+            raise MemberError(f"Network not defined on nodes: {', '.join(lacking)}")
+        own = {id_: row.local.get(id_, {}) for id_ in row.members}
+        complete = self._complete(row.name, row.type, shared, own, new=True, error=MemberError)
+        self._check_online(row.members)
+        description = row.description if post.description is None else post.description
+        try:
+            await propose(
+                self._consensus,
+                transactions.begin(row.id, row.name, description, complete, queries.addresses(self._database)),
+            )
+        except TransactionConflictError as conflict:
+            if conflict.label == "changed":
+                raise
+            raise MemberError("The network is already created") from None
+        await self._made_everywhere(row.name)
+
+    def _check_online(self, members: Mapping[int, object]) -> None:
+        for member_id in members:
+            if not self._reachable(member_id):
+                raise MemberError(f"peer node {self._address(member_id)} is down")
+
+    def _reachable(self, member_id: int) -> bool:
+        return member_id == self._identity.member_id or self._online(member_id)
+
+    def _address(self, member_id: int) -> str:
+        return str(self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,)) or member_id)
+
+    # -- waiting for the members --------------------------------------------------------------------------------------
+
+    async def _made_everywhere(self, name: str) -> None:
+        """Return once every member has its share; else have it undone and raise MemberError with the first reason."""
+        row = queries.network(self._database, name)
+        if row is None:
+            raise MemberError(NOT_LOADED)
+        try:
+            await self._until(row.id, NetworkState.CREATED)
+        except MemberError:
+            try:
+                await propose(self._consensus, transactions.undo(row.id))
+            except TransactionConflictError:
+                current = self._by_id(row.id)
+                if current is not None and current.state is NetworkState.CREATED:
+                    return  # the last member was only slow
+            else:
+                await self._undone(row.id)
+            raise
+
+    async def _undone(self, network_id: int) -> None:
+        """Wait for those members that can be reached; another one does it when it is back."""
+        try:
+            await self._until(network_id, NetworkState.PENDING)
+        except ApiError as error:
+            _log.warning("a failed creation of a network is not undone everywhere yet: %s", error)
+
+    def _by_id(self, network_id: int) -> NetworkRow | None:
+        return next((row for row in queries.networks(self._database) if row.id == network_id), None)
+
+    async def _until(self, network_id: int, wanted: NetworkState | None) -> None:
+        """Return when all members are in this state (None, or gone after an undo: the rows are gone).
+
+        Raises MemberError when a member has failed, or is away or silent for too long.
+        """
+        wake = asyncio.Event()
+
+        def applied(_index: int, topics: frozenset[str]) -> None:
+            if "networks" in topics:
+                wake.set()
+
+        unsubscribe = self._consensus.subscribe_applied(applied)
+        deadline = time.monotonic() + self._members_s
+        try:
+            while True:
+                wake.clear()
+                row = self._by_id(network_id)
+                if row is None:
+                    if wanted is NetworkState.CREATED:
+                        raise MemberError(NOT_LOADED)
+                    return
+                if wanted is not None and all(state is wanted for state in row.members.values()):
+                    return
+                self._check_failed(row)
+                missing = [id_ for id_, state in row.members.items() if state is not wanted]
+                left_s = deadline - time.monotonic()
+                if not any(self._reachable(id_) for id_ in missing) or left_s <= 0:
+                    raise MemberError(f"peer node {self._address(missing[0]) if missing else '?'} is down")
+                try:
+                    await asyncio.wait_for(wake.wait(), min(left_s, 1.0))
+                except TimeoutError:
+                    continue
+        finally:
+            unsubscribe()
+
+    def _check_failed(self, row: NetworkRow) -> None:
+        for member_id, state in row.members.items():
+            if state is NetworkState.ERRORED:
+                reason = row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Network is in an error state")
+                if member_id != self._identity.member_id:
+                    reason = f"failed to notify peer {self._address(member_id)}: {reason}"
+                raise MemberError(reason)
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    async def update(
+        self,
+        project: str,
+        name: str,
+        put: NetworkPut,
+        *,
+        target: str | None = None,
+        patch: bool = False,
+        expect: Expect | None = None,
+    ) -> None:
+        """Replace or merge the configuration: of every member, or (`target`) what is one member's own.
+
+        It is made true on every member that can be reached; when one of them can't, all go back. Raises NotFoundError,
+        BadRequestError, MemberError, PreconditionFailedError.
+        """
+        self._networks.row(project, name)
+        member_id = self._identity.member_id if target is None else self._networks.member_id(target)
+
+        async def attempt() -> tuple[NetworkRow, NetworkRow] | None:
+            row = self._networks.row(project, name)
+            if expect is not None:
+                expect(editable(self._networks.shown(row, None if target is None else member_id)))
+            if row.state is not NetworkState.CREATED and (target is None or not self._identity.clustered):
+                raise BadRequestError("Cannot update network global config when not in created state")
+            return await self._change(row, member_id, put, target=target, patch=patch)
+
+        changed = await until_unchanged(attempt)
+        if changed is not None:
+            before, after = changed
+            await self._make_true(before, after, member_id)
+
+    async def _change(
+        self, row: NetworkRow, member_id: int, put: NetworkPut, *, target: str | None, patch: bool
+    ) -> tuple[NetworkRow, NetworkRow] | None:
+        """Write the change down; return the row before and after it, None if nothing has to be done on machines."""
+        shared, local = self._wanted(row, member_id, put.config, target=target, patch=patch)
+        locals_ = {id_: row.local.get(id_, {}) for id_ in row.members} | {member_id: local}
+        wanted = self._complete(row.name, row.type, shared, locals_, new=False, error=BadRequestError)
+        keep = patch or target is not None
+        description = row.description if put.description is None and keep else put.description or ""
+        old_local = row.local.get(member_id, {})
+        await propose(
+            self._consensus,
+            transactions.update(
+                row.id,
+                row.name,
+                (row.description, row.config, old_local),
+                (description, wanted, local),
+                member_id,
+                queries.addresses(self._database),
+            ),
+        )
+        after = self._by_id(row.id)
+        if after is None or (wanted, local) == (row.config, old_local) or row.state is not NetworkState.CREATED:
+            return None
+        return row, after
+
+    def _wanted(
+        self, row: NetworkRow, member_id: int, config: Config | None, *, target: str | None, patch: bool
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Return (shared, local of the member) as they will be. Raises BadRequestError."""
+        own = row.local.get(member_id, {})
+        hidden = {key: value for key, value in own.items() if key.startswith(HIDDEN_PREFIX)}
+        shared, local = network_keys.split(config or {})
+        if any(key.startswith(HIDDEN_PREFIX) for key in shared):
+            raise BadRequestError(f'Invalid option for network "{row.name}" option "{HIDDEN_PREFIX}"')
+        if self._identity.clustered and target is not None:
+            # `set --target` sends the whole object back, so only a shared key that would change is wrong.
+            changed = sorted(key for key, value in shared.items() if row.config.get(key, "") != value)
+            if changed:
+                raise BadRequestError(f'Config key "{changed[0]}" may not be used as member-specific key')
+            return row.config, merged(own if patch else hidden, local.items())
+        new_shared = merged(row.config if patch else {}, shared.items())
+        if self._identity.clustered:
+            given = sorted(key for key, value in local.items() if value)
+            if given:
+                raise BadRequestError(f'Config key "{given[0]}" is cluster member specific')
+            return new_shared, dict(own)
+        return new_shared, merged(own if patch else hidden, local.items())
+
+    async def _make_true(self, before: NetworkRow, after: NetworkRow, member_id: int) -> None:
+        """Have the members do it; one that is away does it when it is back. On a failure everything goes back."""
+        everywhere = before.config != after.config
+        members = [id_ for id_ in after.members if everywhere or id_ == member_id]
+        failure = await self._apply(after.name, members)
+        if failure is None:
+            return
+        own = (before.local.get(member_id, {}), after.local.get(member_id, {}))
+        back = transactions.update(
+            before.id,
+            before.name,
+            (after.description, after.config, own[1]),
+            (before.description, before.config, own[0]),
+            member_id,
+        )
+        try:
+            await propose(self._consensus, back)
+        except TransactionConflictError:
+            _log.warning("network %s: the failed change was followed by another one", before.name)
+        else:
+            again = await self._apply(before.name, members)
+            if again is not None:
+                _log.error("network %s is not as it was before the failed change: %s", before.name, again)
+        raise failure
+
+    async def _apply(self, name: str, members: list[int]) -> ApiError | None:
+        """Return the first failure; our own come first."""
+        own = self._identity.member_id
+        reachable = sorted((id_ for id_ in members if self._reachable(id_)), key=lambda id_: id_ != own)
+        results = await asyncio.gather(*(self._apply_on(id_, name) for id_ in reachable))
+        return next((result for result in results if result is not None), None)
+
+    async def _apply_on(self, member_id: int, name: str) -> ApiError | None:
+        try:
+            await self._actors.ref(NETWORKS_PATH, member_id).ask(ApplyNetwork(name), deadline_s=APPLY_S)
+        except AskError as error:
+            _log.info("member %d applies the change of network %s later: %s", member_id, name, error)
+        except ApiError as error:
+            if member_id == self._identity.member_id:
+                return error
+            return MemberError(f"failed to notify peer {self._address(member_id)}: {error}")
+        return None
+
+    # -- renaming and deleting ----------------------------------------------------------------------------------------
+
+    async def rename(self, project: str, name: str, new_name: str) -> None:
+        """Rename an unused network of a server that is alone. Raises NotFoundError, BadRequestError, ConflictError."""
+        row = self._networks.row(project, name)
+        if self._identity.clustered:
+            raise BadRequestError("Renaming clustered network not supported")
+        if not new_name:
+            raise BadRequestError("New network name not provided")
+        rules.check_name(new_name)
+        if queries.network(self._database, new_name) is not None:
+            raise ConflictError(f'Network "{new_name}" already exists')
+        if row.type == "bridge" and new_name in interfaces.names():
+            raise MemberError(f'Network interface "{new_name}" already exists')
+        try:
+            await propose(self._consensus, transactions.rename(row.id, name, new_name))
+        except DuplicateError:
+            raise ConflictError(f'Network "{new_name}" already exists') from None
+        except TransactionConflictError as conflict:
+            if conflict.label == "in_use":
+                raise BadRequestError("Network is currently in use") from None
+            raise NotFoundError(NOT_LOADED) from None
+        try:
+            await self._actors.ref(NETWORKS_PATH).ask(Converge(), deadline_s=APPLY_S)
+        except ApiError:
+            await propose(self._consensus, transactions.rename(row.id, new_name, name))
+            raise
+
+    async def delete(self, project: str, name: str) -> None:
+        """Delete a network on every member. Raises NotFoundError, BadRequestError (in use), MemberError."""
+        row = self._networks.row(project, name)
+        if row.state is NetworkState.CREATED:
+            self._check_online(row.members)
+        try:
+            await propose(self._consensus, transactions.retire(row.id, name))
+        except TransactionConflictError as conflict:
+            if conflict.label == "in_use":
+                raise BadRequestError("The network is currently in use") from None
+            raise NotFoundError(NOT_LOADED) from None
+        await self._until(row.id, None)
+
+
+def editable(network: ShownNetwork) -> object:
+    """Return what the ETag of a network covers."""
+    return [network.name, network.managed, network.type, network.description, network.config]
+
+
+def _shown(config: Config) -> dict[str, str]:
+    return {key: value for key, value in config.items() if not key.startswith(HIDDEN_PREFIX)}

@@ -78,10 +78,12 @@ CLIENTS = (
         (
             "node.Node.advance_commit",
             "    self.apply_ready()\n",
-            "    for proposal_id in list(self.proposals.pending):\n"
-            "        if self.log.proposals.get(proposal_id, index + 1) <= index:\n"
-            "            self.proposals._end(proposal_id, 'applied', index)\n"
-            "    self.apply_ready()\n",
+            (
+                "    for proposal_id in list(self.proposals.pending):\n"
+                "        if self.log.proposals.get(proposal_id, index + 1) <= index:\n"
+                "            self.proposals._end(proposal_id, 'applied', index)\n"
+                "    self.apply_ready()\n"
+            ),
         ),
     ),
     mutant(

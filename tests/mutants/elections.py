@@ -38,10 +38,12 @@ ELECTIONS = (
         (
             "candidate.on_prevote_response",
             "if node.role is not RaftRole.PRE_CANDIDATE or running is None or message.for_term != node.term + 1:",
-            "if node.role is RaftRole.CANDIDATE and running is not None and message.for_term == node.term:\n"
-            "        running.granted[envelope.source] = message.granted\n"
-            "        check_won(node)\n"
-            "    if node.role is not RaftRole.PRE_CANDIDATE or running is None or message.for_term != node.term + 1:",
+            (
+                "if node.role is RaftRole.CANDIDATE and running is not None and message.for_term == node.term:\n"
+                "        running.granted[envelope.source] = message.granted\n"
+                "        check_won(node)\n"
+                "    if node.role is not RaftRole.PRE_CANDIDATE or running is None or message.for_term != node.term + 1:"
+            ),
         ),
     ),
     mutant(

@@ -71,10 +71,12 @@ MEMBERSHIP = (
         (
             "replication.maybe_commit",
             "    index = agreed(node.voter_sets, values)\n",
-            "    sets = tuple(\n"
-            "        half if node.id in half else frozenset(sorted(half)[:-1]) | {node.id} for half in node.voter_sets\n"
-            "    )\n"
-            "    index = agreed(sets, values)\n",
+            (
+                "    sets = tuple(\n"
+                "        half if node.id in half else frozenset(sorted(half)[:-1]) | {node.id} for half in node.voter_sets\n"
+                "    )\n"
+                "    index = agreed(sets, values)\n"
+            ),
         ),
     ),
     mutant(
@@ -111,11 +113,13 @@ MEMBERSHIP = (
         (
             "membership.change",
             "target = tuple(sorted(event.target, key=lambda member: member.id))",
-            "known = {member.id: member.address for member in current.old}\n"
-            "    target = tuple(\n"
-            "        member if known.get(member.id) in (None, member.address) else Member(member.id, member.address)\n"
-            "        for member in sorted(event.target, key=lambda member: member.id)\n"
-            "    )",
+            (
+                "known = {member.id: member.address for member in current.old}\n"
+                "    target = tuple(\n"
+                "        member if known.get(member.id) in (None, member.address) else Member(member.id, member.address)\n"
+                "        for member in sorted(event.target, key=lambda member: member.id)\n"
+                "    )"
+            ),
         ),
     ),
     mutant(

@@ -5,7 +5,6 @@ again, in this process only. A mutation whose text is not found any more raises,
 """
 
 from __future__ import annotations
-
 import __future__
 
 import importlib

@@ -155,6 +155,7 @@ class Disk:
         """Read everything back with the checks of consensus/log_store.py. Raises ForgottenError."""
         if self.amnesia:
             raise ForgottenError("burnt")
+        self.machine.reopen()
         try:
             last = verify_chain(self.mark, self.entries)
         except LogDamagedError as error:

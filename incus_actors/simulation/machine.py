@@ -49,9 +49,17 @@ class Image:
 class Machine(Protocol):
     """What a host needs of a state machine."""
 
-    index: Index
-    chain: bytes
-    digest: bytes
+    @property
+    def index(self) -> Index:
+        """What is applied."""
+
+    @property
+    def chain(self) -> bytes:
+        """The chain of hashes there."""
+
+    @property
+    def digest(self) -> bytes:
+        """The running digest there."""
 
     def encode(self, command: Command) -> bytes:
         """Return the body of a proposal."""
@@ -70,6 +78,12 @@ class Machine(Protocol):
 
     def restore(self, image: Image) -> None:
         """Become what an image says."""
+
+    def diverge(self) -> None:
+        """A bit flips that only the digest shows."""
+
+    def reopen(self) -> None:
+        """A new process opens what is there."""
 
     def close(self) -> None:
         """Release files."""
@@ -170,6 +184,13 @@ class MemoryMachine:
         self.index, self.chain, self.digest = image.index, image.chain, image.digest
         self.values, self.sessions = dict(content.values), dict(content.sessions)
         self.horizon_ms = content.horizon_ms
+
+    def diverge(self) -> None:
+        """A bit flips that only the digest shows."""
+        self.digest = bytes(byte ^ 1 for byte in self.digest)
+
+    def reopen(self) -> None:
+        """Nothing to open."""
 
     def close(self) -> None:
         """Nothing to release."""

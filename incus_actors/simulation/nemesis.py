@@ -292,7 +292,7 @@ class Nemesis:
         if host is None or not self.may_damage(host) or host.disk.machine.index == 0:
             return ""
         host.damaged = host.diverged = True
-        host.disk.machine.digest = bytes(8)
+        host.disk.machine.diverge()
         return f"member {host.id}"
 
     # -- clocks ---------------------------------------------------------------------------------------------------

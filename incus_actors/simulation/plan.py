@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from incus_actors.consensus.types import Limits, Timing
 
 DEFAULT_CHAOS_MS = 9_000
+REAL_STATE_EVERY = 25  #: one seed of so many runs the real applier on SQLite
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ _ALWAYS_MAY = ("kill", "power", "isolate", "split", "freeze")
 _CALM = ("stall",)
 
 
-def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool = False) -> Plan:
+def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool | None = None) -> Plan:
     """Return the plan of a seed: a swarm of faults, each on or off (CONSENSUS 4.1)."""
     rng = random.Random(f"plan {seed}")
     calm = rng.random() < 0.04
@@ -142,7 +143,7 @@ def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool =
         policy=rng.random() < 0.4,
         calm=calm,
         careless=careless,
-        real_state=real_state,
+        real_state=seed % REAL_STATE_EVERY == 7 if real_state is None else real_state,
         steady_ms=3_000 if rng.random() < 0.1 else 1_000,
         events=_events(rng, chaos_ms, calm),
     )

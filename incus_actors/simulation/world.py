@@ -82,14 +82,12 @@ class World:
         plan: Plan,
         *,
         make_core: CoreFactory = Core,
-        make_machine: Callable[[], Machine] = MemoryMachine,
         trace: bool = False,
         verbose: bool = False,
         fingerprint: bool = False,
     ) -> None:
         self.plan = plan
         self.make_core = make_core
-        self.make_machine = make_machine
         self.verbose = verbose
         self.fingerprint = blake2b(digest_size=16) if fingerprint else None
         self.notes: deque[Note] = deque(maxlen=None if trace else NOTES_KEPT)
@@ -139,10 +137,17 @@ class World:
         mark = SnapshotMark(0, 0, GENESIS_CHAIN, configuration, 0)
         seed = self.plan.seed
         rng = random.Random(f"disk {member} {seed}")
-        disk = Disk(self, rng, self.plan.disk, member, CLUSTER_ID, mark, self.make_machine())
+        disk = Disk(self, rng, self.plan.disk, member, CLUSTER_ID, mark, self._make_machine())
         host = self.hosts[member] = Host(self, member, disk, random.Random(f"host {member} {seed}"))
         self.network.endpoints[member] = host
         return host
+
+    def _make_machine(self) -> Machine:
+        if not self.plan.real_state:
+            return MemoryMachine()
+        from incus_actors.simulation.sql_machine import SqlMachine
+
+        return SqlMachine()
 
     # -- time -----------------------------------------------------------------------------------------------------
 

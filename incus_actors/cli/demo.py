@@ -91,7 +91,8 @@ def demo(keep: bool, data: Path, port: int | None, fast: bool, as_json: bool) ->
     def interrupted(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell's background job starts with it ignored
+        signal.signal(number, interrupted)
     _claim(directory)
     cluster = LabCluster.on_loopback(3, directory, first_port=port or free_ports(3))
     code, kept = 1, False

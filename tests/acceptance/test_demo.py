@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import incus_actors
 from incus_actors.lab import debris
 
 DEMO = [sys.executable, "-m", "incus_actors", "demo", "--fast"]
@@ -42,26 +43,43 @@ def test_as_root_with_real_containers(tmp_path: Path) -> None:
     assert debris.processes_of(data) == []
 
 
-def test_without_root_on_the_process_driver(tmp_path: Path) -> None:
-    """The interpreter may be below /root: a private mount namespace lets `nobody` reach it."""
-    interpreter = Path(sys.executable).resolve()
+def reachable_for_all(paths: list[Path], spare: Path) -> list[str]:
+    """Return commands for a private mount namespace in which everybody may enter these paths, whatever directory
+    above them is closed: an empty, open one is put in its place, with only the path in it."""
+    commands = []
+    for number, path in enumerate(sorted(paths)):
+        for closed in reversed([path, *path.parents]):
+            if not closed.stat().st_mode & 0o001 and closed != path:
+                kept = spare / str(number)
+                commands += [
+                    f"mkdir {kept}",
+                    f"mount --bind {path} {kept}",
+                    f"mount -t tmpfs -o mode=755 tmpfs {closed}",
+                    f"mkdir -p {path}",
+                    f"mount --bind {kept} {path}",
+                ]
+    return commands
+
+
+def test_without_root_on_the_process_driver() -> None:
+    """Interpreter, environment and clone may be in directories that only root may enter."""
     data = Path("/var/tmp") / f"demo-{os.getpid()}"  # short enough for a unix socket, and not below a 0700 directory
     data.mkdir()
     os.chown(data, 65534, 65534)
-    show = ""
-    if str(interpreter).startswith("/root/"):
-        inside = "/root/" + str(interpreter).split("/")[2]
-        show = (
-            f"mkdir -p {data}/py && mount --bind {inside} {data}/py && mount -t tmpfs -o mode=755 tmpfs /root && "
-            f"mkdir {inside} && mount --move {data}/py {inside} && "
-        )
+    clone = Path(incus_actors.__file__).parents[1]
+    needed = [Path(sys.executable).resolve().parents[1], Path(sys.prefix), clone]
     command = " ".join([*DEMO, "--json", "--data", f"{data}/state"])
-    script = (
-        f"mount --make-rprivate / && {show}cd {data} && exec setpriv --reuid=65534 --regid=65534 --clear-groups "
-        f"env HOME={data} PYTHONDONTWRITEBYTECODE=1 {command}"
-    )
+    script = [
+        "set -e",
+        "mount --make-rprivate /",
+        *reachable_for_all(needed, data),
+        f"cd {data}",
+        f"exec setpriv --reuid=65534 --regid=65534 --clear-groups env HOME={data} PYTHONDONTWRITEBYTECODE=1 {command}",
+    ]
     try:
-        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=110)
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", "\n".join(script)], capture_output=True, text=True, timeout=110
+        )
         assert done.stdout, done.stderr
         facts = facts_of(done)
         check(facts, "process")

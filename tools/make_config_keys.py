@@ -167,6 +167,9 @@ RENAMED = {
     "limits.disk.pool.POOL_NAME": "limits.disk.pool.*",
 }
 
+#: Keys of ours that Incus 6.0.4 does not have.
+OWN = {"server": {"core.trust_password": {"type": "string", "scope": "global"}}}
+
 #: For virtual machines only, though the reference doesn't say so.
 MACHINE_KEYS = {"smbios11.*", "volatile.apply_nvram", "volatile.vm.definition", "volatile.vsock_id"}
 
@@ -214,7 +217,7 @@ def main() -> None:
         unknown = CHECKS[entity].keys() - keys.keys()
         if unknown:
             raise SystemExit(f"checks for keys that are not in the contract: {sorted(unknown)}")
-        result[entity] = {key: entry(entity, key, keys[key]) for key in sorted(keys)}
+        result[entity] = {key: entry(entity, key, keys[key]) for key in sorted(keys)} | OWN.get(entity, {})
     result["pool"] = POOL
     result["volume"] = {**VOLUME, "user.*": {"type": "string"}, "volatile.*": {"type": "string"}}
     json.dump(result, sys.stdout, indent=1, sort_keys=True)

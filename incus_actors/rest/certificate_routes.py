@@ -30,8 +30,15 @@ _PATH = "/1.0/certificates"
 _ONE = "/1.0/certificates/{fingerprint}"
 
 
+class _PostWithPassword(CertificatesPost, kw_only=True):
+    """What strangers may send besides: the trust password. Kept apart, so that it is never stored nor shown."""
+
+    password: str = ""
+
+
 def routes() -> list[RouteSpec]:
-    """Return the routes of this module. Strangers' POSTs reach the database only with a well-formed token."""
+    """Return the routes of this module. Strangers' POSTs reach the database only with a well-formed token, or while a
+    trust password is set."""
     return [
         RouteSpec("GET", _PATH, get_certificates),
         RouteSpec("POST", _PATH, post_certificates, access="untrusted", consistency="local"),
@@ -59,7 +66,8 @@ async def post_certificates(request: web.Request) -> web.StreamResponse:
     """POST /1.0/certificates: an administrator adds or issues a token; a stranger redeems one."""
     who = caller(request)
     here = gateway(request)
-    post = await read_json(request, CertificatesPost, limit_bytes=256 << 10)
+    body = await read_json(request, _PostWithPassword, limit_bytes=256 << 10)
+    post = CertificatesPost(**{name: getattr(body, name) for name in CertificatesPost.__struct_fields__})
     trust = here.services.trust
     admin = who.trusted and who.projects is None and not who.metrics_only
     if admin and post.token:
@@ -69,6 +77,8 @@ async def post_certificates(request: web.Request) -> web.StreamResponse:
         fingerprint = await trust.add(post)
     elif post.trust_token and not who.trusted:
         fingerprint = await trust.redeem(post, who.certificate_pem)
+    elif body.password and not who.trusted:
+        fingerprint = await trust.admit(post, who.certificate_pem, body.password, who.address)
     else:
         raise ForbiddenError
     location = url_of("certificates", fingerprint)

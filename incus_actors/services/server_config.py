@@ -17,7 +17,7 @@ from incus_actors.errors import ApiError, BadRequestError, MemberError, OutcomeU
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
 from incus_actors.model.transaction import Transaction
-from incus_actors.services import listen_check
+from incus_actors.services import listen_check, trust_password
 from incus_actors.services.proposing import Expect, TransactionConflictError, propose, until_unchanged
 from incus_actors.state.queries import config as queries
 from incus_actors.state.reader import Reader
@@ -72,8 +72,8 @@ class ServerConfigService:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def effective(self) -> dict[str, str]:
-        """Return what `GET /1.0` shows: global keys and this member's own, without defaults."""
-        return queries.server_config(self._database, self._identity.member_id)
+        """Return what `GET /1.0` shows: global keys and this member's own, without defaults and secrets."""
+        return trust_password.masked(queries.server_config(self._database, self._identity.member_id))
 
     def value(self, key: str) -> str:
         """Return the value in effect on this member: what is set, or the default, or ""."""
@@ -139,13 +139,14 @@ class ServerConfigService:
             given = config_keys.canonical_server_values(values)
         except config_keys.ConfigError as error:
             raise BadRequestError(str(error)) from None
+        given = await trust_password.stored(given, queries.global_config(self._database).get(trust_password.KEY, ""))
 
         async def attempt() -> frozenset[str]:
             member_id = self._identity.member_id
             shared = queries.global_config(self._database)
             local = queries.member_config(self._database, member_id)
             if expect is not None:
-                expect(dict(sorted({**shared, **local}.items())))
+                expect(trust_password.masked(dict(sorted({**shared, **local}.items()))))
             wanted = {key: value for key, value in {**shared, **local}.items() if keep_absent(key)}
             wanted = config_keys.merged(wanted, given.items())
             new_shared = {key: value for key, value in wanted.items() if not config_keys.is_local(key)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -39,9 +40,12 @@ from incus_actors.services.proposing import (
     propose,
     until_unchanged,
 )
+from incus_actors.services.trust_password import TrustPassword
 from incus_actors.state.queries import certificates as queries
 from incus_actors.state.queries.certificates import TYPE_NUMBERS, CertificateRow, TokenRow
 from incus_actors.state.reader import Reader
+
+_log = logging.getLogger(__name__)
 
 _NO_TOKEN: Final = "No matching certificate add operation found"  # noqa: S105  # a text
 _NOT_FOUND: Final = "Certificate not found"
@@ -80,6 +84,7 @@ class TrustService:
         self._config = config
         self._new_operation_id = new_operation_id
         self._clock_ns = clock_ns
+        self.password = TrustPassword(database)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +138,45 @@ class TrustService:
             if conflict.label == "token":
                 raise ForbiddenError(_NO_TOKEN) from None
             raise NotFoundError("Project not found") from None
+
+    async def admit(self, post: CertificatesPost, peer_pem: str | None, password: str, address: str) -> str:
+        """Trust a stranger at `address` who knows the trust password; return the fingerprint. A certificate of type
+        "server" is that of a server that wants to join under the name in `post`.
+
+        Raises ForbiddenError, ClientError (429), BadRequestError, ConflictError, MemberError (the name is taken).
+        """
+        await self._consensus.read_barrier()  # it may have been taken away on another member a moment ago
+        await self.password.admit(password, address)
+        if post.type not in ("client", "server"):
+            raise BadRequestError("Invalid certificate type")
+        if post.certificate:
+            pem, fingerprint = _from_base64(post.certificate)
+        elif peer_pem:
+            pem, fingerprint = peer_pem, security.fingerprint_pem(peer_pem)
+        else:
+            raise BadRequestError("No client certificate provided")
+        if post.type == "server":
+            if not self._identity.clustered:
+                raise BadRequestError("This server is not clustered")
+            if not post.name:
+                raise BadRequestError("No name provided")
+            if self._is_member(post.name):
+                raise MemberError(f"The cluster already has a member with name: {post.name}")
+        name = post.name or security_name(pem)
+        await self._add(
+            NewCertificate(
+                fingerprint=fingerprint,
+                type=TYPE_NUMBERS[post.type],
+                name=name,
+                pem=pem,
+                restricted=post.restricted,
+                description=post.description,
+                projects=tuple(post.projects or ()),
+            ),
+            None,
+        )
+        _log.info("%s at %s is trusted now, by password: %s %s", name, address, post.type, fingerprint[:12])
+        return fingerprint
 
     async def redeem(self, post: CertificatesPost, peer_pem: str | None) -> str:
         """Trust a stranger who shows a token; return the fingerprint. `peer_pem` is the TLS peer's certificate.

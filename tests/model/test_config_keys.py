@@ -28,7 +28,7 @@ def test_data_is_what_the_script_makes_of_the_contract():
     [
         ("foo.bar", "1", "unknown key"),
         ("foo.bar", "", "unknown key"),
-        ("core.trust_password", "x", "unknown key"),
+        ("core.trust_passwords", "x", "unknown key"),
         ("cluster.max_voters", "4", "Value must be an odd number equal to or higher than 3"),
         ("cluster.max_voters", "-1", "Value must be an odd number equal to or higher than 3"),
         ("cluster.max_voters", "zz", "invalid integer"),

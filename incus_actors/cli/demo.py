@@ -6,6 +6,7 @@ a number that was not measured in this very run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import click
 from incus_actors import __version__
 from incus_actors.cli.demo_output import Story
 from incus_actors.lab import debris, remote_exec
-from incus_actors.lab.client import RequestFailedError
+from incus_actors.lab.client import RequestFailedError, UnixClient
 from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.failover import phases, role_journal
 from incus_actors.lab.processes import LabMember
@@ -82,8 +83,9 @@ def chosen_driver(directory: Path) -> tuple[str, str]:
     "--port", default=None, type=int, help="HTTPS port of the first member; the others follow. [default: free]"
 )
 @click.option("--fast", is_flag=True, help="No pauses for the reader.")
+@click.option("--end", is_flag=True, help="End what --keep left running, and remove it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON at the end, nothing else.")
-def demo(keep: bool, data: Path, port: int | None, fast: bool, as_json: bool) -> None:
+def demo(keep: bool, data: Path, port: int | None, fast: bool, end: bool, as_json: bool) -> None:
     """Form a cluster of three on this machine, kill its leader, and prove that nothing was lost."""
     directory = data.absolute()
     story = Story(as_json=as_json, pause_s=0.0 if fast else 0.6)
@@ -91,6 +93,10 @@ def demo(keep: bool, data: Path, port: int | None, fast: bool, as_json: bool) ->
     def interrupted(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
+    if end:
+        _end(story, directory)
+        story.end(0)
+        return
     for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell's background job starts with it ignored
         signal.signal(number, interrupted)
     _claim(directory)
@@ -251,11 +257,31 @@ def _clean_up(story: Story, cluster: LabCluster, directory: Path) -> None:
     story.cleaned(time.monotonic() - begin, forced)
 
 
+def _end(story: Story, directory: Path) -> None:
+    """Take away a demo that was kept, whoever of it still lives."""
+    if not (directory / MARKER).exists():
+        raise click.ClickException(f"there is no demo in {directory}")
+    begin = time.monotonic()
+    for path in sorted(directory.glob("*/unix.socket")):
+        client = UnixClient(path)
+        with contextlib.suppress(OSError, RequestFailedError, ValueError, TimeoutError):
+            client.wait_until_ready(timeout_s=1)
+            _delete_all(client)
+            break
+    for pid in debris.daemons_of(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    _quietly(lambda: wait_for(lambda: not debris.daemons_of(directory), "the end of the daemons", timeout_s=10))
+    story.cleaned(time.monotonic() - begin, debris.remove(directory))
+
+
 def _delete_instances(cluster: LabCluster) -> None:
     online = cluster.online()
-    if not online:
-        return
-    client = online[0].client
+    if online:
+        _delete_all(online[0].client)
+
+
+def _delete_all(client: UnixClient) -> None:
     names = [url.rsplit("/", 1)[1] for url in client.get("/1.0/instances", timeout_s=5)]
     for name in names:
         _quietly(lambda n=name: client.run("PUT", f"/1.0/instances/{n}/state", {"action": "stop", "force": True}))  # type: ignore[misc]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from incus_actors.lab.cluster import LabCluster
+from incus_actors.lab.failover import since
 
 PLAIN_WIDTH = 130
 
@@ -99,8 +100,8 @@ class Story:
         self._moment(0.0, f"{victim} gone")
         told = False
         for row in journal:
-            after = (int(row["monotonic_ns"]) - moment_ns) / 1e6
-            if after < 0:
+            after = since(row, moment_ns)
+            if after is None:
                 continue
             if after > write_ms and not told:
                 self._moment(write_ms, "first write accepted   [dim]← clients may go on[/]")
@@ -151,11 +152,8 @@ class Story:
         for member, command in zip(cluster.members, ("cluster list", "list", "exec web-1 -- ps"), strict=False):
             self.console.print(f"   INCUS_DIR={member.directory} incus {command}", soft_wrap=True)
         self.console.print(f"   INCUS_DIR={cluster.members[0].directory} .venv/bin/incus-actors actors", soft_wrap=True)
-        pids = " ".join(str(m.process.pid) for m in cluster.members if m.process)
         self.console.print(
-            f" To end it:\n   INCUS_DIR={cluster.members[0].directory} incus delete -f web-1 web-2 web-3 web-4 web-5 web-6; "
-            f"kill {pids}; rm -r {cluster.directory}",
-            soft_wrap=True,
+            f" To end it:\n   .venv/bin/incus-actors demo --end --data {cluster.directory}", soft_wrap=True
         )
 
     def cleaned(self, seconds: float, forced: list[str]) -> None:

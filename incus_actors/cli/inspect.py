@@ -109,9 +109,16 @@ def _members_table(facts: dict[str, Any]) -> Table:
     return table
 
 
+def _number(name: str, key: str, value: float) -> str:
+    """Return one of a measurement's numbers; how many there are, and how many writes a batch has, are no times."""
+    if key == "count":
+        return f"count {value:.0f}"
+    return f"{key} {value:.0f}" if name == "log_batch" else f"{key} {value:.2f} ms"
+
+
 def _print_numbers(console: Console, facts: dict[str, Any]) -> None:
     for name, values in sorted(facts["latency_ms"].items()):
-        console.print(f"  {name}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in values.items()))
+        console.print(f"  {name}: " + ", ".join(_number(name, k, v) for k, v in values.items()))
     depths = ", ".join(f"{k} {v}" for k, v in sorted(facts["queue_depths"].items()))
     console.print(f"  queues: {depths or 'empty'}")
     for name, value in sorted(facts["counters"].items()):

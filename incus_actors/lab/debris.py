@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 RUN_DIRECTORY = "/run/incus-actors"
+LOCK_DIRECTORY = "/run/lxc/lock"
 
 
 def digests_of(directory: Path) -> set[str]:
@@ -44,6 +45,16 @@ def processes_of(directory: Path) -> list[int]:
         monitor = command.startswith(b"[lxc monitor]") and any(path in command for path in monitors)
         if ours or monitor:
             found.append(int(entry.name))
+    return found
+
+
+def daemons_of(directory: Path) -> list[int]:
+    """Return those of `processes_of` that are daemons: they can be asked to end."""
+    found = []
+    for pid in processes_of(directory):
+        with contextlib.suppress(OSError):
+            if b"incus_actors.cli.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
     return found
 
 
@@ -109,7 +120,8 @@ def remove(directory: Path) -> list[str]:
         subprocess.run(["umount", "-l", point], check=False, capture_output=True, timeout=30)
     for digest in digests:
         _remove_groups(digest)
-        Path(RUN_DIRECTORY, digest).unlink(missing_ok=True)
+        for left in (Path(RUN_DIRECTORY, digest), Path(LOCK_DIRECTORY, RUN_DIRECTORY[1:], digest)):
+            shutil.rmtree(left, ignore_errors=True)  # liblxc makes them; the driver takes them away when all went well
     if not mounts_below(directory):
         shutil.rmtree(directory, ignore_errors=True)
     return forced

@@ -20,6 +20,7 @@ from incus_actors.lab.writers import Attempt, LostWrite, Writer, first_accepted_
 
 HOWS = ("kill", "cut", "stop")
 WRITERS_PER_MEMBER = 2
+OBSERVER_LATE_MS = 100.0
 NOT_BACK = "the cluster did not become healthy again"
 
 
@@ -82,12 +83,21 @@ def role_journal(members: list[LabMember]) -> list[dict[str, Any]]:
     return sorted(journal, key=lambda row: int(row["monotonic_ns"]))
 
 
+def since(row: dict[str, Any], moment_ns: int) -> float | None:
+    """Return how many ms after `moment_ns` a change of role was, None if it was before.
+
+    The moment of a kill is read after the signal, and on a busy machine the survivors may be faster than we are.
+    """
+    after = (int(row["monotonic_ns"]) - moment_ns) / 1e6
+    return max(0.0, after) if after > -OBSERVER_LATE_MS else None
+
+
 def phases(journal: list[dict[str, Any]], moment_ns: int) -> tuple[float | None, float | None]:
     """Return (noticed, elected) in ms after `moment_ns` from a journal of survivors."""
     noticed = elected = None
     for row in journal:
-        after = (int(row["monotonic_ns"]) - moment_ns) / 1e6
-        if after < 0:
+        after = since(row, moment_ns)
+        if after is None:
             continue
         if noticed is None and (row["role"] in {"pre-candidate", "candidate"} or row["cause"] == "forgot"):
             noticed = after

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from incus_actors.lab.failover import phases
 from incus_actors.lab.writers import Attempt, first_accepted_after, longest_gap_ns, lost_writes
 
 
@@ -32,12 +31,3 @@ def test_a_value_below_the_last_acknowledged_one_is_a_lost_write() -> None:
 
 def test_a_value_nobody_sent_is_reported_too() -> None:
     assert lost_writes([[attempt(1, 0, 1)]], {"user.a": "7"})
-
-
-def test_phases_ignore_what_happened_before() -> None:
-    journal = [
-        {"monotonic_ns": 1_000_000, "role": "leader", "cause": "won"},
-        {"monotonic_ns": 12_000_000, "role": "follower", "cause": "forgot"},
-        {"monotonic_ns": 15_000_000, "role": "leader", "cause": "won"},
-    ]
-    assert phases(journal, 10_000_000) == (2.0, 5.0)

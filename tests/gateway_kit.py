@@ -118,6 +118,8 @@ class SwitchedConsensus:
             applied=7,
             configuration=self.configuration,
             peers=(),
+            halted="",
+            disk_full=False,
         )
 
 

@@ -12,6 +12,7 @@ Owns the loop of the consensus thread; built by engine.py. Must never think: eve
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Incoming, Notice
 from incus_actors.consensus.types import Configuration, Entry, Index, Member, MemberId, Term
+
+log = logging.getLogger(__name__)
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
@@ -140,6 +143,7 @@ class Driver:
         self._history: deque[tuple[int, str, MemberId, Term]] = deque(maxlen=_HISTORY)
         self._free_kib = 1 << 30
         self._reported_full = False
+        self._apply_full = False
 
     def adopt(self, configuration: Configuration, index: Index) -> None:
         """Begin with the configuration that the log has."""
@@ -186,6 +190,7 @@ class Driver:
                 self._on_log_trouble(item)
             case ApplyTrouble():
                 self.count("apply_disk_full" if item.kind == "full" else "apply_failed")
+                self._apply_full = item.kind == "full"
                 if item.kind != "full":
                     self.die(f"applying stopped: {item.reason}", "fatal")
             case _:
@@ -279,10 +284,12 @@ class Driver:
                 self.handle(ev.LogFailed(trouble.write_id, "full"))
             return
         self.count("log_failed")
+        log.error("log.db can't be written: %s", trouble.reason)
         self.handle(ev.LogFailed(trouble.write_id, "io"))  # the core says Goodbye and resolves what it can
         self.die(f"log.db can't be written: {trouble.reason}", "io")
 
     def _on_applied(self, done: ApplyDone) -> None:
+        self._apply_full = False
         self.samples["apply"].add(done.took_ms)
         position = done.batch.position
         self.applied_index = position.index
@@ -361,6 +368,11 @@ class Driver:
         self._apply_sent = self.applied_index = index
         self.durable_index = last
         self._tell(GenerationNotice(path))
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether something waits here for disk space: nothing new can be answered by this member meanwhile."""
+        return self._reported_full or self._apply_full
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter."""

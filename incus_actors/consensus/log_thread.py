@@ -194,6 +194,8 @@ class LogThread:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except LogFullError as exc:  # rolled back cleanly; there is another time
+            log.debug("upkeep of log.db waits for space: %s", exc)
         except (LogError, OSError) as exc:
             self._fail(0, exc)
 

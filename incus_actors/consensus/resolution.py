@@ -33,6 +33,14 @@ def refusal(answer: Resolve, status: ConsensusStatus) -> ApiError:
             return no_leader(status)
 
 
+def own_disk_full(what: str) -> UnavailableError:
+    """Return the error for what this member alone can't do because its disk is full."""
+    return UnavailableError(
+        f"Failed to begin transaction: the disk of the database is full on this member ({what})",
+        remedy="Free space below its state directory; meanwhile ask another member.",
+    )
+
+
 def no_leader(status: ConsensusStatus) -> UnavailableError:
     """Return the error for a cluster that nobody leads, with who is missing."""
     links = {peer.id for peer in status.peers if peer.link} | {status.member_id}

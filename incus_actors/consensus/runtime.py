@@ -26,7 +26,7 @@ from incus_actors.consensus.lane import LaneFactory
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Notice, StartedNotice
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.proposal_ids import ProposalIds
-from incus_actors.consensus.resolution import no_leader, refusal
+from incus_actors.consensus.resolution import no_leader, own_disk_full, refusal
 from incus_actors.consensus.types import (
     Configuration,
     EntryKind,
@@ -47,6 +47,7 @@ from incus_actors.state.lint import check_transaction
 log = logging.getLogger(__name__)
 
 _EXPIRE_EVERY_S = 15.0
+_FULL_READ_S = 0.5  #: a member that waits for disk space has caught up by then, or not for long
 _ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
 
 T = TypeVar("T")
@@ -225,6 +226,8 @@ class ConsensusRuntime(Consensus):
 
     async def _propose(self, kind: EntryKind, body: bytes, timeout_s: float, proposal_id: bytes) -> Outcome:
         self._running()
+        if self.status().disk_full:
+            raise own_disk_full("it can't store writes")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[fx.Resolve] = loop.create_future()
         waiting = self._proposals.setdefault(proposal_id, [])
@@ -260,9 +263,11 @@ class ConsensusRuntime(Consensus):
         self._read_round.append(future)
         self._read_deadline_ms = max(self._read_deadline_ms, self._clock.monotonic_ms() + int(timeout_s * 1000))
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(min(timeout_s, _FULL_READ_S) if self.status().disk_full else timeout_s):
                 answer = await future
         except TimeoutError:
+            if self.status().disk_full:
+                raise own_disk_full("it lags behind the others; ?consistency=stale reads what it has") from None
             raise no_leader(self.status()) from None
         if answer.status != "applied":
             raise refusal(answer, self.status())

@@ -41,6 +41,7 @@ def look(
         queue_depths=driver.queue_depths(),
         latency_ms=latency_ms,
         loop_late_ms=latency_ms.get("loop_late", {}).get("p99", 0.0),
+        disk_full=driver.disk_full,
         halted=driver.halted,
     )
 

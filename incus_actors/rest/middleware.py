@@ -136,6 +136,8 @@ class Freshness:
 def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) -> UnavailableError:
     """Return the error of CONTRACT 18, completed by who is missing."""
     status = consensus.status()
+    if status.halted or status.disk_full:
+        return reason  # nobody is missing: it says itself what keeps this member from answering
     linked = {peer.id for peer in status.peers if peer.link} | {status.member_id}
     lacking = []
     for voters in status.configuration.voter_sets():

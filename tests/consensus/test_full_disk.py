@@ -47,14 +47,17 @@ async def test_a_full_disk_loses_nothing_and_ends_by_itself(small: Path) -> None
         for number in range(2000):
             try:
                 outcome: Outcome = await runtime.propose(blob(number), timeout_s=0.5)
-            except UnavailableError:
+            except UnavailableError as error:
                 unsure += 1
+                last = str(error)
                 if unsure == 2:
                     break
             else:
                 assert outcome.applied
                 acknowledged.append(number)
         assert unsure == 2
+        assert "full on this member" in last  # the first one was on its way, the next is refused at once
+        assert runtime.status().disk_full
         assert not reasons
         (small / "balloon").unlink()
         same = runtime.new_proposal_id()  # asked again until there is an answer, and run once

@@ -22,6 +22,8 @@ class Disk(LogStore):
         self.failed = False
         self.batches: list[list[int]] = []
         self.errors: list[Exception] = []
+        self.wal, self.checkpoints = 0, 0
+        self.checkpoint_error: Exception = LogFullError("no space")
         self.gate = threading.Event()
         self.gate.set()
 
@@ -32,7 +34,11 @@ class Disk(LogStore):
         self.batches.append([write.write_id for write in writes])
 
     def wal_bytes(self) -> int:
-        return 0
+        return self.wal
+
+    def checkpoint(self) -> None:
+        self.checkpoints += 1
+        raise self.checkpoint_error
 
     def sync_witness(self) -> None:
         pass
@@ -115,6 +121,20 @@ def test_a_full_disk_is_retried_in_order_and_the_ballast_given_up(tmp_path: Path
     rig.thread.stop()
     assert [n for batch in rig.disk.batches for n in batch] == [1, 2]
     assert not (tmp_path / BALLAST_NAME).exists()
+
+
+def test_a_checkpoint_that_finds_no_space_is_no_failure(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.disk.wal = 1 << 30
+    for write_id in (1, 2):
+        rig.submit(write_id)
+        assert isinstance(rig.next(), LogDone)
+    rig.disk.checkpoint_error = LogIOError("fsync failed")
+    rig.submit(3)
+    assert isinstance(rig.next(), LogDone)
+    assert rig.next() == LogTrouble(0, "io", "fsync failed")
+    rig.thread.stop()
+    assert rig.disk.checkpoints == 3
 
 
 def test_an_error_fails_for_good_and_leaves_word(tmp_path: Path) -> None:

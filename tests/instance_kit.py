@@ -98,6 +98,7 @@ class MemoryDriver:
     fail: dict[str, Exception] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     watches: dict[str, OnExit] = field(default_factory=dict)
+    devices: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)  #: last given to a running one
     obeys: bool = True  #: whether instances end when they are asked to
     hold: dict[str, asyncio.Event] = field(default_factory=dict)  #: method → it waits for this
 
@@ -172,6 +173,10 @@ class MemoryDriver:
 
     async def apply_limits(self, spec: InstanceSpec) -> None:
         await self._call("apply_limits", spec)
+
+    async def update_devices(self, spec: InstanceSpec) -> None:
+        await self._call("update_devices", spec)
+        self.devices[spec.disk_name] = {name: dict(device) for name, device in spec.devices.items()}
 
     async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
         await self._call("rename", spec)

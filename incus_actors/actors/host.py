@@ -11,10 +11,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from incus_actors.actors import disks
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain.instances import root_disk
 from incus_actors.domain.members import rfc3339
@@ -138,7 +139,8 @@ class Host:
 
     def spec(self, record: InstanceRecord) -> InstanceSpec:
         """Return what the instance driver needs. Raises BadRequestError, NotFoundError without a root disk."""
-        return self._spec(record, self.volume_path(self.volume_of(record)))
+        spec = self._spec(record, self.volume_path(self.volume_of(record)))
+        return replace(spec, devices=disks.resolved(self, record.project, record.expanded_devices))
 
     def status_spec(self, record: InstanceRecord) -> InstanceSpec:
         """Return enough for the driver to tell the status, also of an instance whose pool is gone."""

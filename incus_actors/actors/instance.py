@@ -13,6 +13,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from incus_actors.actors import disks
 from incus_actors.actors.actor import Actor, Later
 from incus_actors.actors.clean_stop import CleanStop
 from incus_actors.actors.host import STORAGE_PATH, Host, check_free, source_of
@@ -29,9 +30,15 @@ from incus_actors.actors.instance_messages import (
     Stop,
     Update,
 )
-from incus_actors.actors.storage_messages import CreateVolume, DeleteVolume, RenameVolume
+from incus_actors.actors.storage_messages import (
+    ActivateVolume,
+    CreateVolume,
+    DeleteVolume,
+    RenameVolume,
+    ResizeVolume,
+)
 from incus_actors.domain import transactions_instances as transactions
-from incus_actors.domain.instance_config import is_true
+from incus_actors.domain.instance_config import is_true, parse_size
 from incus_actors.domain.instances import check_hotplug
 from incus_actors.drivers.base import ExitNotice, InstanceSpec, RunStatus
 from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError
@@ -215,6 +222,7 @@ class InstanceActor(Actor):
             return
         if status is RunStatus.RUNNING:
             raise BadRequestError("The instance is already running")
+        await self._activate(record)
         spec = self._host.spec(record)
         self._host.driver.validate(spec)
         await self._host.driver.start(spec)
@@ -230,6 +238,12 @@ class InstanceActor(Actor):
         except ApiError as error:  # it runs, and that is what was asked for; the next daemon finds it running
             _log.warning("instance %s runs, but that is not recorded: %s", record.name, error)
         self._tell_all(action, record, caller)
+
+    async def _activate(self, record: InstanceRecord) -> None:
+        """Have the volumes mounted that the instance needs. Raises ApiError."""
+        volumes = disks.volumes_of(self._host, record.project, record.expanded_devices)
+        for volume in (self._host.volume_of(record), *volumes):
+            await self.context.system.ref(STORAGE_PATH).ask(ActivateVolume(volume), deadline_s=60)
 
     async def _receive_stop(self, message: Stop) -> object:
         waiting = self._clean_stop
@@ -364,28 +378,50 @@ class InstanceActor(Actor):
     async def _update(self, message: Update) -> None:
         """First the machine, then the rows; when the rows can't be changed, the machine goes back."""
         before = self._ready()
-        after = replace(before, expanded_config=dict(message.config))
+        devices = {name: dict(device) for name, device in message.devices.items()}
+        after = replace(before, expanded_config=dict(message.config), expanded_devices=devices)
         running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
         if running:
             check_hotplug(before.expanded_devices, message.devices)
-            await self._apply_limits(after)
+            await self._follow_or_back(before, after)
+        await self._resize_root(before, after)
         try:
             change = transactions.update(self._id, before.node_id, message.change, message.guards)
             await self._host.commit(change)
         except ApiError:
+            await self._resize_root(after, before)
             if running:
-                await self._apply_limits(before)
+                await self._follow(before)
             raise
         self._tell_all("instance-updated", before, message.caller)
 
-    async def _apply_limits(self, record: InstanceRecord) -> None:
-        await self._host.driver.apply_limits(self._host.spec(record))
+    async def _follow(self, record: InstanceRecord) -> None:
+        """Make limits and devices of a running instance those of `record`. Raises ApiError."""
+        for volume in disks.volumes_of(self._host, record.project, record.expanded_devices):
+            await self.context.system.ref(STORAGE_PATH).ask(ActivateVolume(volume), deadline_s=60)
+        spec = self._host.spec(record)
+        await self._host.driver.apply_limits(spec)
+        await self._host.driver.update_devices(spec)
+
+    async def _follow_or_back(self, before: InstanceRecord, after: InstanceRecord) -> None:
+        try:
+            await self._follow(after)
+        except ApiError:
+            await self._follow(before)
+            raise
+
+    async def _resize_root(self, before: InstanceRecord, after: InstanceRecord) -> None:
+        """Let the root disk grow or shrink to its `size`. Raises ApiError."""
+        old, new = (self._host.volume_of(record) for record in (before, after))
+        if old.config.get("size") != new.config.get("size"):
+            size = parse_size(new.config.get("size") or "0")
+            await self.context.system.ref(STORAGE_PATH).ask(ResizeVolume(new, size), deadline_s=60)
 
     async def _profiles_changed(self) -> None:
         try:
             record = self._ready()
             if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
-                await self._apply_limits(record)
+                await self._follow(record)
         except ApiError as error:
             _log.warning("instance %d doesn't follow its profiles: %s", self._id, error)
 

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from incus_actors.actors.host import Host, pool_spec
+from incus_actors.actors.disks import spec_of
+from incus_actors.actors.host import Host
 from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.domain.transactions_volumes import Renaming
-from incus_actors.drivers.base import PoolSpec, VolumeSpec
+from incus_actors.drivers.base import PoolSpec
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import ApiError
 from incus_actors.state.queries import volumes as queries
@@ -32,12 +33,6 @@ def read_mark(phase: str) -> tuple[str, str, str]:
     head, _, extra = phase.partition(":")
     kind, _, incarnation = head.partition("@")
     return kind, incarnation, extra
-
-
-def volume_spec(host: Host, row: VolumeRow) -> VolumeSpec:
-    """Return a custom volume for its driver. Raises NotFoundError when its pool isn't usable here."""
-    pool = pool_spec(host.pool(row.pool))
-    return VolumeSpec(pool, row.name, row.project, row.type, row.config, row.content)  # type: ignore[arg-type]
 
 
 class VolumeRepair:
@@ -68,7 +63,7 @@ class VolumeRepair:
     async def volume(self, row: VolumeRow) -> None:
         """Finish one volume's work. Raises ApiError, OSError."""
         kind, _, extra = read_mark(row.phase)
-        volume = volume_spec(self._host, row)
+        volume = spec_of(self._host, row)
         driver = self._driver(volume.pool)
         if kind == transactions.RENAMING:
             new = replace(volume, name=extra)
@@ -83,7 +78,7 @@ class VolumeRepair:
     async def snapshot(self, row: VolumeRow, snapshot: SnapshotRow) -> None:
         """Finish one snapshot's work. Raises ApiError, OSError."""
         kind, _, extra = read_mark(snapshot.phase)
-        volume = volume_spec(self._host, row)
+        volume = spec_of(self._host, row)
         driver = self._driver(volume.pool)
         if kind == transactions.RENAMING:
             if snapshot.name in driver.snapshots(volume):

@@ -15,6 +15,7 @@ from typing import Final
 
 from incus_actors.domain.instance_config import parse_size
 from incus_actors.errors import BadRequestError, MemberError
+from incus_actors.model.config_values import canonical_bool
 
 Config = Mapping[str, str]
 Devices = Mapping[str, Mapping[str, str]]
@@ -122,14 +123,22 @@ def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
     for option in sorted(device):
         if option not in _DISK_OPTIONS and not option.startswith("user."):
             raise BadRequestError(f'Invalid device option "{option}"')
-    path = device.get("path", "")
-    if not path or (path != "/" and not device.get("source")):
+    path, source = device.get("path", ""), device.get("source", "")
+    for option in ("readonly", "recursive", "required", "shift"):
+        try:
+            canonical_bool(device.get(option) or "false")
+        except ValueError as error:
+            raise BadRequestError(f'Invalid value for device option "{option}": {error}') from None
+    if (not path and not (device.get("pool") and source)) or (path != "/" and not source):
         raise BadRequestError('Disk entry is missing the required "source" or "path" property')
     if path == "/" and not device.get("source") and not device.get("pool"):
         raise BadRequestError('Root disk entry must have a "pool" property set')
+    if source and not device.get("pool") and not source.startswith("/"):
+        raise BadRequestError("Source path must be absolute for local sources")
     if path in paths:
         raise BadRequestError(f'More than one disk device uses the same path "{path}"')
-    paths[path] = path
+    if path:
+        paths[path] = path
     if device.get("size"):
         try:
             parse_size(device["size"])
@@ -140,11 +149,21 @@ def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
 def check_hotplug(old: Devices, new: Devices) -> None:
     """Raise BadRequestError when a device would have to come, go or change while the instance runs.
 
-    What only we look at (a size without quota, user.* options, devices of type none) may change any time.
+    What only we look at (a size, user.* options, devices of type none) may change any time, and what the driver
+    plugs in and out (PLUGGABLE).
     """
     for name in sorted(old.keys() | new.keys()):
-        if _effective(old.get(name)) != _effective(new.get(name)):
+        before, after = _effective(old.get(name)), _effective(new.get(name))
+        if before != after and not (_pluggable(before) and _pluggable(after)):
             raise BadRequestError(f'Invalid devices: Device "{name}" can only be changed while the instance is stopped')
+
+
+#: Types of devices that may come and go while an instance runs.
+PLUGGABLE: Final = frozenset({"disk"})
+
+
+def _pluggable(device: Mapping[str, str]) -> bool:
+    return not device or (device.get("type") in PLUGGABLE and not is_root_disk(device))
 
 
 def _effective(device: Mapping[str, str] | None) -> dict[str, str]:

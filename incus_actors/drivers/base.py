@@ -305,6 +305,10 @@ class InstanceDriver(Protocol):
     async def apply_limits(self, spec: InstanceSpec) -> None:
         """Make changed `limits.*` true for a running instance; nothing for a stopped one."""
 
+    async def update_devices(self, spec: InstanceSpec) -> None:
+        """Give a running instance the devices of `spec`, as far as they can come and go while it runs; nothing for a
+        stopped one. Raises DriverError; what was done until then stays, so that the old spec leads back."""
+
     async def rename(self, spec: InstanceSpec, new: InstanceSpec) -> None:
         """A stopped instance gets a new name or project: move what the driver keeps for it."""
 

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from incus_actors.drivers import cgroups, idmap, liblxc, processes
+from incus_actors.drivers import cgroups, idmap, liblxc, lxc_disks, processes
 from incus_actors.drivers.base import (
     STOP_TIMEOUT_DEFAULT_S,
     STOPPED,
@@ -114,6 +114,8 @@ class LxcDriver:
             log.warning("%s: %s", spec.name, line)
         facts = await self._host.facts(spec)
         items = lxc_config(spec, facts)
+        if disk_hook := lxc_disks.start_command(spec):
+            items.append(("lxc.hook.start-host", disk_hook))
         facts.seccomp_file.write_text(SECCOMP_POLICY)
         facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
@@ -128,8 +130,10 @@ class LxcDriver:
         except DriverError as error:
             await self._host.remove_groups(spec, kill=True)
             excerpt = liblxc.log_excerpt(spec.log_file)
-            reason = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
+            cause = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
+            reason = lxc_disks.start_error(spec) or cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
+        lxc_disks.note(spec, lxc_disks.disks_of(spec))
         running = self._adopt(spec, int(answer["pid"]))
         if running is None:
             excerpt = liblxc.log_excerpt(spec.log_file)
@@ -197,6 +201,13 @@ class LxcDriver:
                 cgroups.write_limits(self._host.layout, running.group, files)
             except OSError as error:
                 raise DriverError(f"Failed to set limits: {error.strerror} ({error.filename})") from error
+            running.spec = spec
+
+    async def update_devices(self, spec: InstanceSpec) -> None:
+        """Plug disks in and out of a running container. Raises DriverError."""
+        running = self._find(spec)
+        if running is not None:
+            await lxc_disks.plug(spec, running.init.pid)
             running.spec = spec
 
     # --- looking ---

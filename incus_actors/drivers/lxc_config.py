@@ -72,7 +72,6 @@ class LxcMachine:
     cgroup_parent: str
     seccomp_file: Path
     post_stop_hook: Path
-    file_sources: frozenset[str] = frozenset()  #: sources of disk devices that are no directories
 
 
 def container_group(parent: str, spec: InstanceSpec) -> str:
@@ -110,9 +109,7 @@ def _validate_device(name: str, device: Mapping[str, str]) -> None:
         _validate_nic(name, device)
     elif kind == "disk":
         if device.get("path") != "/":
-            if device.get("pool"):
-                raise BadRequestError(f'Device "{name}": attaching storage volumes is not supported by this server')
-            _mount_entry(name, device)
+            _validate_disk(name, device)
     else:
         raise BadRequestError(f'Unsupported device type "{kind}" of device "{name}"')
 
@@ -172,7 +169,7 @@ def lxc_config(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
             items.append((f"lxc.prlimit.{match[1]}", value))
         elif match := _SYSCTL.fullmatch(key):
             items.append((f"lxc.sysctl.{match[1]}", value))
-    return items + _network(spec) + _mounts(spec, facts.file_sources)
+    return items + _network(spec)
 
 
 def _privileges(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
@@ -235,33 +232,13 @@ def _network(spec: InstanceSpec) -> list[tuple[str, str]]:
     return items
 
 
-def _mounts(spec: InstanceSpec, files: frozenset[str]) -> list[tuple[str, str]]:
-    return [
-        ("lxc.mount.entry", _mount_entry(name, device, device.get("source", "") in files))
-        for name, device in sorted(spec.devices.items())
-        if device.get("type") == "disk" and device.get("path") != "/"
-    ]
-
-
-def _mount_entry(name: str, device: Mapping[str, str], is_file: bool = False) -> str:
-    get = device.get
-    source, path = get("source", ""), get("path", "")
+def _validate_disk(name: str, device: Mapping[str, str]) -> None:
+    """A volume's name becomes a path of the host before the start (actors/disks.py); the mounting is lxc_disks'."""
+    source, path = "/" if device.get("pool") else device.get("source", ""), device.get("path", "")
     if not source.startswith("/") or not path.startswith("/") or "\n" in source + path:
         raise BadRequestError(f'Device "{name}": "source" and "path" must be absolute')
     if ".." in path.split("/"):
         raise BadRequestError(f'Device "{name}": "path" may not hold ".."')
-    options = ["rbind" if is_true(get("recursive")) else "bind", "create=file" if is_file else "create=dir"]
-    if is_true(get("readonly")):
-        options.append("ro")
-    if not is_true(get("required", "true")):
-        options.append("optional")
-    if is_true(get("shift")):
-        options.append("idmap=container")
-    return f"{_escaped(source)} {_escaped(path.lstrip('/'))} none {','.join(options)} 0 0"
-
-
-def _escaped(path: str) -> str:
-    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
 
 
 def _architecture(name: str) -> str:

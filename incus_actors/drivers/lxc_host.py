@@ -90,7 +90,6 @@ class LxcHost:
 
     async def facts(self, spec: InstanceSpec) -> LxcMachine:
         """Return what the configuration of this instance depends on."""
-        sources = [device.get("source", "") for device in spec.devices.values() if device.get("type") == "disk"]
         return LxcMachine(
             machine=self.machine(),
             idmap=() if spec.privileged else idmap.default_idmap(),
@@ -98,7 +97,6 @@ class LxcHost:
             cgroup_parent=self.parent,
             seccomp_file=spec.instance_dir / "seccomp",
             post_stop_hook=spec.instance_dir / "post-stop",
-            file_sources=frozenset(source for source in sources if source and not Path(source).is_dir()),
         )
 
     async def remove_groups(self, spec: InstanceSpec, *, kill: bool = False) -> None:

@@ -200,6 +200,9 @@ class ProcessDriver:
     async def apply_limits(self, spec: InstanceSpec) -> None:
         """Do nothing: `info.features` says that there are no limits."""
 
+    async def update_devices(self, spec: InstanceSpec) -> None:
+        """There are no devices that could come and go."""
+
     # --- looking ---
 
     def status(self, spec: InstanceSpec) -> RunStatus:

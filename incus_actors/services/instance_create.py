@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from incus_actors.actors import disks
 from incus_actors.actors.host import INSTANCES_PATH, Host
 from incus_actors.actors.instance_messages import Create
 from incus_actors.actors.instances import ActorFor, Reap
@@ -24,6 +25,7 @@ from incus_actors.domain.instance_config import HIDDEN_PREFIX, check_config, is_
 from incus_actors.domain.instances import ProfileLayer
 from incus_actors.domain.names import check_instance_name, petname
 from incus_actors.domain.placement import candidates
+from incus_actors.domain.project_rules import Subject, allowed_groups, check_target
 from incus_actors.domain.transactions_instances import NewInstance
 from incus_actors.drivers.base import InstanceSpec, ProgressReport
 from incus_actors.drivers.idmap import default_idmap
@@ -38,6 +40,8 @@ from incus_actors.errors import (
 )
 from incus_actors.model.architectures import number_of
 from incus_actors.model.instances import InstancesPost
+from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.services import project_guard
 from incus_actors.services.images import ImageService
 from incus_actors.services.instances import REFERENCE_S, WORK_S, Members
 from incus_actors.services.progress import Report, progress_text
@@ -81,7 +85,7 @@ class InstanceCreator:
 
     # --- before the operation -------------------------------------------------------------------------------
 
-    def place(self, target: str, *, architecture: str | None = None) -> list[int]:
+    def place(self, target: str, *, architecture: str | None = None, project: str = "default") -> list[int]:
         """Return the ids of the members for a new instance, best first. `target`: a member, "@group" or "".
 
         Raises NotFoundError, BadRequestError, ForbiddenError (evacuated), MemberError when none will do.
@@ -91,16 +95,22 @@ class InstanceCreator:
                 raise BadRequestError("Target only allowed when clustered")
             return [self._host.member_id()]
         members = self._members.candidates()
+        config = project_guard.config_of(self._host.database(), project)
         if target and not target.startswith("@"):
             named = [member for member in members if member.name == target]
             if not named:
                 raise NotFoundError(f'Cluster member "{target}" not found')
+            check_target(config, target, named[0].groups)
             if named[0].state == 2:
                 raise ForbiddenError("Cluster member is evacuated")
             return [named[0].member_id]
         group = target.removeprefix("@") or None
         if group is not None and not self._group_exists(group):
             raise BadRequestError(f'Cluster group "{group}" doesn\'t exist')
+        check_target(config, target, ())
+        allowed = allowed_groups(config)
+        if allowed is not None:
+            members = [member for member in members if member.groups & allowed]
         fit = candidates(members, architecture=architecture, group=group)
         if not fit:
             raise MemberError("Couldn't find a cluster member for the instance")
@@ -143,6 +153,22 @@ class InstanceCreator:
         for profile in profiles_of(post):
             if profile not in found:
                 raise MemberError(f'Requested profile "{profile}" doesn\'t exist')
+        self._check_project(project, post)
+
+    def _check_project(self, project: str, post: InstancesPost) -> None:
+        """Raise MemberError unless the project has room for this instance and allows what it is."""
+        with self._host.database().snapshot() as database:
+            ids = queries.profile_ids(database, project, set(profiles_of(post)))
+            layers = queries.profile_layers(database, ids.values())
+            applied = [layers[ids[name]] for name in profiles_of(post) if name in ids]
+            given = {key: value for key, value in post.config.items() if value}
+            new = Subject(
+                post.name,
+                post.type or "container",
+                rules.expand_config(applied, given),
+                rules.expand_devices(applied, post.devices),
+            )
+            project_guard.check_creation(database, project, new, given)
 
     # --- the operation --------------------------------------------------------------------------------------
 
@@ -158,7 +184,7 @@ class InstanceCreator:
         fingerprint = image.image.fingerprint
         with self._host.pins.hold(fingerprint):
             files = await self._images.local_files(fingerprint, report)
-            instance_id = await self._insert(plan.new)
+            instance_id = await self._insert(project, post, plan.new)
 
             def unpacked(progress: ProgressReport) -> None:
                 report(STAGE, progress.percent, progress.speed_bytes, progress_text("Unpacking image", progress))
@@ -172,12 +198,24 @@ class InstanceCreator:
                 raise MemberError(f"The creation of the instance was interrupted: {error}") from error
         await self._images.touch(image.id)
 
-    async def _insert(self, new: NewInstance) -> int:
+    async def _insert(self, project: str, post: InstancesPost, new: NewInstance) -> int:
+        while True:
+            self._check_project(project, post)  # others may have taken the room since the request came
+            transaction = transactions.create(new)
+            room = project_guard.room_guards(self._host.database(), project, new.project_id)
+            outcome = await self._propose(replace(transaction, guards=(*transaction.guards, *room)), new)
+            if outcome.label != "room":
+                return self._inserted(outcome)
+
+    async def _propose(self, transaction: Transaction, new: NewInstance) -> Outcome:
         try:
-            outcome = await self._host.consensus().propose(transactions.create(new))
+            return await self._host.consensus().propose(transaction)
         except UnavailableError:
             self._system.ref(INSTANCES_PATH).tell(Reap(new.config["volatile.uuid"]))
             raise
+
+    def _inserted(self, outcome: Outcome) -> int:
+        """Return the id of the new row. Raises ApiError with Incus' texts."""
         if outcome.status == "conflict":
             if outcome.label == "placement":
                 raise ForbiddenError("Cluster member is evacuated")
@@ -255,6 +293,7 @@ class InstanceCreator:
                 rules.check_expanded_devices(devices)
             except BadRequestError as error:
                 raise BadRequestError(f"Invalid devices: {error}") from None
+            disks.check_changed(self._host, project, {}, devices)
             try:
                 _, root = rules.root_disk(devices)
             except BadRequestError as error:

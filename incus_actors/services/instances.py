@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from incus_actors.actors import disks
 from incus_actors.actors.host import INSTANCES_PATH, STATES_PATH, Host
 from incus_actors.actors.instance_messages import Delete, Rename, Update
 from incus_actors.actors.instance_states import CollectStates, read_state, shown_status
@@ -37,6 +38,7 @@ from incus_actors.model.instances import (
     InstanceState,
     InstanceStatePut,
 )
+from incus_actors.services import project_guard
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries.instances import InstanceRecord, Place
 from incus_actors.state.reader import Reader
@@ -254,6 +256,7 @@ class InstanceService:
         self._check_devices(record, devices)
         guards = (fingerprint_guard(record.id, seen),)
         expanded = rules.expand_config(layers, change.config)
+        project_guard.check_update(self._host.database(), record, expanded, devices)
         await self._ask(record.id, Update(change, expanded, devices, guards, caller))
 
     def _checked_change(
@@ -292,6 +295,7 @@ class InstanceService:
             rules.check_expanded_devices(expanded)
         except BadRequestError as error:
             raise BadRequestError(f"Invalid devices: {error}") from None
+        disks.check_changed(self._host, record.project, record.expanded_devices, expanded)
         try:
             _, root = rules.root_disk(expanded)
         except BadRequestError as error:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from incus_actors.actors.disks import spec_of
 from incus_actors.actors.host import STORAGE_PATH, Host
 from incus_actors.actors.ref import AskError
 from incus_actors.actors.storage_messages import DeleteVolume
 from incus_actors.actors.system import ActorSystem
-from incus_actors.actors.volume_repair import read_mark, volume_spec
+from incus_actors.actors.volume_repair import read_mark
 from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.drivers.base import RunStatus, VolumeSpec
 from incus_actors.drivers.storage import StorageDriver
@@ -148,7 +149,7 @@ class VolumeTools:
 
     def spec(self, row: VolumeRow) -> VolumeSpec:
         """Return a volume for its driver. Raises NotFoundError when its pool isn't usable here."""
-        return volume_spec(self.host, row)
+        return spec_of(self.host, row)
 
     def driver(self, row: VolumeRow) -> StorageDriver:
         """Return the driver of a volume's pool. Raises MemberError where this machine has none."""

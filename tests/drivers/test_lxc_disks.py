@@ -1,0 +1,132 @@
+"""Disks that come and go while a real container runs, and stay for the daemon that comes later."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from drivers_kit import Machine, mounts_naming
+
+from incus_actors.drivers import lxc_disks
+from incus_actors.drivers.base import DriverError, InstanceSpec
+from incus_actors.drivers.lxc import LxcDriver
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+async def running(lxc_machine: Machine) -> InstanceSpec:
+    spec = await lxc_machine.create("g1-disks")
+    await lxc_machine.driver.start(spec)
+    return spec
+
+
+def disk(source: Path, path: str, **more: str) -> dict[str, str]:
+    return {"type": "disk", "source": str(source), "path": path, **more}
+
+
+async def sh(machine: Machine, spec: InstanceSpec, script: str) -> str:
+    code, out, err = await machine.run(spec, "sh", "-c", script)
+    assert code == 0, err
+    return out.decode()
+
+
+async def test_volumes_are_plugged_in_and_out(lxc_machine: Machine, running: InstanceSpec, tmp_path: Path) -> None:
+    volume, other = tmp_path / "volume", tmp_path / "other"
+    for path in (volume, other):
+        path.mkdir(mode=0o711)
+    (other / "file").write_text("kept")
+    spec = replace(
+        running,
+        devices={
+            "v": disk(volume, "/mnt/deep/v", shift="true"),
+            "o": disk(other, "/mnt/o", readonly="true"),
+            "f": disk(other / "file", "/etc/given"),
+            "gone": disk(tmp_path / "nothing", "/mnt/gone", required="false"),
+        },
+    )
+    await lxc_machine.driver.update_devices(spec)
+    assert await sh(lxc_machine, spec, "touch /mnt/deep/v/made && stat -c %u:%g /mnt/deep/v/made") == "0:0\n"
+    found = (volume / "made").stat()
+    assert (found.st_uid, found.st_gid) == (0, 0)  # root inside is root of the volume
+    assert await sh(lxc_machine, spec, "cat /mnt/o/file /etc/given") == "keptkept"
+    code, _, _ = await lxc_machine.run(spec, "touch", "/mnt/o/more")
+    assert code != 0
+    await lxc_machine.driver.update_devices(spec)  # nothing is done twice
+    assert (await sh(lxc_machine, spec, "cat /proc/mounts")).count("/mnt/deep/v") == 1
+
+    later = LxcDriver(lxc_machine.directory)  # the daemon was restarted
+    assert await later.recover([spec]) == [spec]
+    fewer = replace(spec, devices={"o": disk(other, "/mnt/elsewhere")})
+    await later.update_devices(fewer)
+    mounts = await sh(lxc_machine, spec, "cat /proc/mounts")
+    assert " /mnt/elsewhere " in mounts
+    assert "/mnt/deep/v" not in mounts
+    assert " /mnt/o " not in mounts
+    await sh(lxc_machine, spec, "touch /mnt/elsewhere/more 2>/dev/null || true")
+    await later.close()
+    assert mounts_naming("deep/v") == []  # nothing of it is on the host
+
+
+async def test_what_cannot_be_plugged_says_so(lxc_machine: Machine, running: InstanceSpec, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    for device, reason in (
+        (disk(tmp_path / "missing", "/mnt/x"), "Missing source path"),
+        (disk(good, "/proc/nonsense/x"), "No such file|Permission|not permitted"),
+        (disk(Path("/proc"), "/mnt/p", shift="true"), "map the owners of /proc"),
+    ):
+        with pytest.raises(DriverError, match=f'Failed to start device "bad": .*({reason})'):
+            await lxc_machine.driver.update_devices(replace(running, devices={"bad": device}))
+    await lxc_machine.driver.update_devices(replace(running, devices={"d": disk(good, "/mnt/d")}))
+    assert list(lxc_disks.noted(running)) == ["d"]
+    await sh(lxc_machine, running, "umount /mnt/d")  # somebody inside was faster
+    await lxc_machine.driver.update_devices(running)
+    assert lxc_disks.noted(running) == {}
+
+
+async def test_a_link_inside_leads_nowhere_outside(lxc_machine: Machine, running: InstanceSpec, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    source = tmp_path / "source"
+    source.mkdir()
+    await sh(lxc_machine, running, f"mkdir -p /mnt {tmp_path} && ln -s {tmp_path} /mnt/evil")
+    await lxc_machine.driver.update_devices(replace(running, devices={"d": disk(source, "/mnt/evil/outside")}))
+    assert not outside.exists()
+    assert f" {tmp_path}/outside " in await sh(lxc_machine, running, "cat /proc/mounts")
+
+
+async def test_a_volume_is_there_from_the_start(lxc_machine: Machine, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o711)
+    (volume / "old").touch()
+    os.chown(volume / "old", 33, 33)
+    spec = await lxc_machine.create("g1-cold")
+    spec = replace(spec, devices={"v": disk(volume, "/srv/v", shift="true")})
+    await lxc_machine.driver.start(spec)
+    assert await sh(lxc_machine, spec, "stat -c %u:%g /srv/v/old; touch /srv/v/new") == "33:33\n"
+    assert (volume / "new").stat().st_uid == 0
+    assert list(lxc_disks.noted(spec)) == ["v"]
+    await lxc_machine.driver.update_devices(replace(spec, devices={}))
+    assert "/srv/v" not in await sh(lxc_machine, spec, "cat /proc/mounts")
+    await lxc_machine.driver.stop(spec, force=True)
+    for bad, reason in ((tmp_path / "missing", "Missing source path"), (Path("/proc"), "map the owners of /proc")):
+        with pytest.raises(DriverError, match=f"Failed to start .*{reason}"):
+            await lxc_machine.driver.start(replace(spec, devices={"v": disk(bad, "/srv/v", shift="true")}))
+    await lxc_machine.driver.start(replace(spec, devices={}))
+
+
+def test_only_what_matters_is_compared(tmp_path: Path) -> None:
+    spec = InstanceSpec(
+        "c", "default", tmp_path, tmp_path, tmp_path,
+        devices={
+            "root": {"type": "disk", "path": "/", "pool": "p"},
+            "d": {"type": "disk", "source": "/a", "path": "/b", "user.x": "1", "limits.max": "1MB"},
+            "n": {"type": "nic"},
+        },
+    )  # fmt: skip
+    assert lxc_disks.disks_of(spec) == {"d": {"source": "/a", "path": "/b"}}
+    assert lxc_disks.noted(spec) == {}
+    (tmp_path / "disks.json").write_text("{broken")
+    assert lxc_disks.noted(spec) == {}

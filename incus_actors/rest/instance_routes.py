@@ -125,7 +125,7 @@ async def post_instances(request: web.Request) -> web.StreamResponse:
     if not who.forwarded:
         architecture = creator.image_architecture(project, post)
         answer = await _create_elsewhere(
-            request, creator.place(request.query.get("target", ""), architecture=architecture), body
+            request, creator.place(request.query.get("target", ""), architecture=architecture, project=project), body
         )
         if answer is not None:
             return answer
@@ -148,7 +148,7 @@ async def _create_elsewhere(request: web.Request, members: list[int], body: byte
         try:
             return await gateway(request).forwarder.forward(request, member, body=body)
         except MemberError as error:
-            if str(error) != NOT_READY or number == len(members):
+            if not str(error).startswith(NOT_READY) or number == len(members):
                 raise
     return None
 

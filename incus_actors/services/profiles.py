@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
-from incus_actors.domain.instances import DEVICE_TYPES
+from incus_actors.domain.instances import DEVICE_TYPES, ProfileLayer
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
+from incus_actors.services import project_guard
 from incus_actors.services.proposing import (
     DuplicateError,
     Expect,
@@ -83,6 +84,8 @@ class ProfileService:
         config = config_keys.without_empty(post.config)
         devices = _canonical_devices(post.devices)
         self._check(owner, config, devices)
+        layer = ProfileLayer(post.name, config, devices)
+        project_guard.check_profile_itself(self._database, owner.name, layer, creating=True)
         transaction = transactions.create_profile(owner.id, post.name, post.description or "", config, devices)
         try:
             await propose(self._consensus, transaction)
@@ -118,6 +121,7 @@ class ProfileService:
                 self._check(owner, config, devices)
             except BadRequestError as error:
                 raise MemberError(str(error)) from None
+            self._check_projects(owner.name, row.id, name, config, devices)
             guards = transactions.profile_guards(row.id, row.description, row.config, row.devices)
             await propose(
                 self._consensus,
@@ -125,6 +129,14 @@ class ProfileService:
             )
 
         await until_unchanged(attempt)
+
+    def _check_projects(
+        self, owner: str, profile_id: int, name: str, config: Mapping[str, str], devices: Mapping[str, dict[str, str]]
+    ) -> None:
+        """Raise MemberError if a project forbids its instances, or its profile, to become this."""
+        layer = ProfileLayer(name, config, devices)
+        project_guard.check_profile(self._database, profile_id, layer)
+        project_guard.check_profile_itself(self._database, owner, layer)
 
     async def rename(self, project: str, name: str, post: NamePost) -> None:
         """Rename. Raises BadRequestError, ForbiddenError, MemberError (500: unknown or taken)."""

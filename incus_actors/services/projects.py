@@ -13,6 +13,7 @@ from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, No
 from incus_actors.model import config_keys
 from incus_actors.model.config_values import is_true, parse_size
 from incus_actors.model.resources import NamePost, Project, ProjectPut, ProjectsPost, ProjectState, ProjectUsage
+from incus_actors.services import project_guard
 from incus_actors.services.proposing import (
     DuplicateError,
     Expect,
@@ -119,6 +120,7 @@ class ProjectService:
                 raise BadRequestError("You can't change the features of the default project")
             if lost and not _empty(queries.entities(self._database, name)):
                 raise BadRequestError(f'Project feature "{lost[0]}" cannot be disabled on non-empty projects')
+            project_guard.check_project(self._database, name, row.config, config)
             profiles = is_true(config.get("features.profiles"))
             await propose(
                 self._consensus,
@@ -142,6 +144,8 @@ class ProjectService:
             config_keys.validate_project_config(config)
         except config_keys.ConfigError as error:
             raise BadRequestError(str(error)) from None
+        if is_true(config.get("restricted")) and not is_true(config.get("features.profiles")):
+            raise BadRequestError("Projects without their own profiles cannot be restricted")
         for key, value in config.items():
             wrong = f'Invalid project configuration key "{key}"'
             pool = key.removeprefix("limits.disk.pool.")

@@ -199,3 +199,34 @@ async def test_the_image_comes_from_the_member_that_has_it(tmp_path):
         found = await first.instances.life.list_instances(None, full=True)
         assert [(i.name, i.status, i.location) for i in found] == [("c2", "Running", "node2")]
         assert found[0].state.pid == 1000
+
+
+async def test_a_project_has_no_room_or_forbids_it(machine):
+    projects = machine.host.consensus()
+    config = {"limits.instances": "1", "restricted": "true"}
+
+    async def set_config(**changed: str) -> None:
+        from incus_actors.model.transaction import Statement, Transaction
+
+        wanted = {**config, **changed}
+        statements = [Statement("DELETE FROM projects_config WHERE project_id = 1 AND key NOT LIKE 'features.%'")]
+        statements += [
+            Statement("INSERT INTO projects_config (project_id, key, value) VALUES (1, ?, ?)", (key.replace("__", "."), value))
+            for key, value in sorted(wanted.items())
+        ]
+        assert (await projects.propose(Transaction(tuple(statements), topics=("projects",)))).applied
+
+    await set_config()
+    creator = machine.instances.creator
+    with pytest.raises(ApiError, match="^Failed checking if instance creation allowed: .*Privileged containers are"):
+        creator.check("default", post(config={"security.privileged": "true"}))
+    with pytest.raises(ApiError, match=r'^Setting "volatile.x" on container "c1" in project "default" is forbidden$'):
+        creator.check("default", post(config={"volatile.x": "1"}))
+    results = await asyncio.gather(
+        *(creator.create("default", post(name=f"c{number}"), ignore) for number in range(3)), return_exceptions=True
+    )
+    refused = [str(result) for result in results if isinstance(result, BaseException)]
+    assert refused == ['Reached maximum number of instances in project "default"'] * 2
+    assert machine.host.database().scalar("SELECT COUNT(*) FROM instances") == 1
+    with pytest.raises(ApiError, match="Reached maximum number"):
+        creator.check("default", post(name="c9"))

@@ -65,7 +65,7 @@ async def test_a_wildcard_is_no_address_of_a_member(two):
 async def test_what_failed_is_undone(two):
     one, _, config = two
     one.fail_hook = lambda name: OSError("no such address") if name == "move_lanes" else None
-    with pytest.raises(MemberError, match="Failed to listen for members at 10.0.0.77:8443: no such address"):
+    with pytest.raises(MemberError, match=r"Failed to listen for members at 10\.0\.0\.77:8443: no such address"):
         await config.patch({"cluster.https_address": "10.0.0.77"})
     assert one.done == ["listen_also", "move_lanes", "reload_listeners"]
     one.fail_hook = lambda _name: None

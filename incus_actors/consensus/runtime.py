@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from incus_actors.clock import Clock, SystemClock
 from incus_actors.consensus import bootstrap, sessions
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
+from incus_actors.consensus.admission import Admission
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
 from incus_actors.consensus.audience import ALL_TOPICS, Audience
 from incus_actors.consensus.engine import Engine, EngineSettings
@@ -40,9 +42,8 @@ from incus_actors.consensus.types import (
 from incus_actors.errors import BadRequestError, ConflictError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.apply import TOO_OLD
-from incus_actors.state.codec import BodyError, encode_expire, encode_transaction
+from incus_actors.state.codec import encode_expire
 from incus_actors.state.database import Database
-from incus_actors.state.lint import check_transaction
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class ConsensusRuntime(Consensus):
         self.on_fatal = on_fatal
         self._clock = clock or SystemClock()
         self._limits = limits or Limits()
+        self._admission = Admission(self._limits)
         self._realtime = realtime
         self._settings = EngineSettings(
             directory, lane_factory, timing or Timing(), self._limits, self._clock, realtime
@@ -185,6 +187,8 @@ class ConsensusRuntime(Consensus):
         if status is None:
             raise UnavailableError("Daemon is starting up")
         self._status = status
+        if self._admission.refused:
+            return replace(status, counters=self._admission.counters(status.counters))
         return status
 
     # Asking
@@ -196,15 +200,7 @@ class ConsensusRuntime(Consensus):
 
         Raises BadRequestError (LintError) for what may not be replicated, UnavailableError, OutcomeUnknownError.
         """
-        check_transaction(transaction)
-        try:
-            body = encode_transaction(transaction)
-        except BodyError as exc:
-            raise BadRequestError(str(exc)) from exc
-        if len(body) > self._limits.body_bytes:
-            raise BadRequestError(f"Transaction of {len(body)} bytes is too large: at most {self._limits.body_bytes}")
-        if proposal_id is not None and len(proposal_id) != 16:
-            raise BadRequestError("A proposal id has 16 bytes")
+        body = self._admission.encode(transaction, proposal_id)
         kind = EntryKind.SCHEMA if transaction.schema else EntryKind.SQL
         if proposal_id is not None:
             return await self._propose(kind, body, timeout_s, proposal_id)

@@ -246,6 +246,7 @@ class Applier:
         try:
             transaction = decode_transaction(record.body, schema=schema)
         except BodyError as exc:
+            batch.count("proposals_malformed")
             return Outcome("error", record.index, error=str(exc))
         if transaction.fence_term is not None and transaction.fence_term != record.term:
             batch.count("fence_conflicts")

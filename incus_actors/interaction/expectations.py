@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from incus_actors.interaction.cast import Request
 from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.facts import fact, fact_names, known_fact
 from incus_actors.interaction.patterns import Condition, Pattern, parse_condition, show_value
 from incus_actors.interaction.script import Action, Members, Words, suggest
-from incus_actors.interaction.world import Request, World
+from incus_actors.interaction.world import World
 
 SHOWN_MESSAGES = 12
 RESULT_FACTS = ("status", "index", "result", "detail", "at")

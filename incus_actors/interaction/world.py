@@ -7,7 +7,7 @@ the daemon's driver, looks after the safety properties at every step, and must n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from incus_actors.consensus import effects as fx
@@ -16,22 +16,20 @@ from incus_actors.consensus.core import Core
 from incus_actors.consensus.messages import PROTOCOL_VERSION, Envelope, Message
 from incus_actors.consensus.types import (
     GENESIS_CHAIN,
-    NOBODY,
     Configuration,
     DurableState,
     Entry,
     HardState,
-    Index,
     Limits,
     Member,
     MemberId,
     RaftRole,
-    Role,
     SnapshotMark,
     Term,
     Timing,
 )
 from incus_actors.interaction import files
+from incus_actors.interaction.cast import Dice, MemberSpec, Request, Stopped
 from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.files import Job, SnapshotFile
 from incus_actors.interaction.machine import Machine, build_entries
@@ -44,62 +42,6 @@ WALL_MS = 10**12
 TICK_MS = 10
 SETTLE_ROUNDS = 500
 CoreFactory: TypeAlias = Callable[..., Core]
-
-
-@dataclass
-class MemberSpec:
-    """What the script says about a member of the beginning."""
-
-    id: MemberId
-    role: Role = Role.VOTER
-    term: Term = 0
-    vote: MemberId = NOBODY
-    log: list[tuple[Term, str]] = field(default_factory=list)
-    applied: Index = 0
-    snapshot: Index = 0
-    address: str = ""
-    domain: str = "default"
-    down: bool = False
-    amnesia: bool = False
-
-
-@dataclass
-class Request:
-    """Something that a client has asked one member for."""
-
-    label: str
-    member: MemberId
-    kind: str
-    status: str = "pending"
-    index: Index = 0
-    result: object = None
-    detail: str = ""
-    floor: Index = 0
-
-
-@dataclass
-class Stopped:
-    """A core has asked for its process to stop."""
-
-    member: MemberId
-    kind: str
-    reason: str
-    line: int
-    expected: bool = False
-
-
-class Dice:
-    """The random numbers of a member: always the same ones, so that a script can reckon with them."""
-
-    def __init__(self, member: MemberId) -> None:
-        self.member = member
-        self.election: tuple[int, int, int] | None = None
-
-    def randint(self, a: int, b: int, /) -> int:
-        """Return the number at (id - 1) tenths of the range, or the election timeout that the script has set."""
-        if self.election is not None and self.election[:2] == (a, b):
-            return self.election[2]
-        return a + (b - a) * min(self.member - 1, 10) // 10
 
 
 class World:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from incus_actors.errors import NotFoundError, UnavailableError
+from incus_actors.model.config_values import is_true
 
 if TYPE_CHECKING:
     from incus_actors.state.reader import Reader
@@ -52,6 +53,14 @@ class Routing:
         if found is None:
             raise NotFoundError("Instance not found")
         return int(found)
+
+    def owning_project(self, project: str, feature: str) -> str:
+        """Return the project whose things `project` uses: itself if it has `feature`, else the default one."""
+        value = self._database().scalar(
+            "SELECT c.value FROM projects_config c JOIN projects p ON p.id = c.project_id WHERE p.name = ? AND c.key = ?",
+            (project, feature),
+        )
+        return project if is_true(value) else "default"
 
     def others(self) -> dict[int, str]:
         """Return id → name of every other member; empty while standalone, and while a join exchanges the database."""

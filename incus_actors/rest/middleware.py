@@ -94,6 +94,23 @@ def authorize(request: web.Request, spec: RouteSpec, who: Caller) -> None:
         raise ForbiddenError
 
 
+#: What lies under these paths belongs to the default project for projects without the feature.
+_SHARED = (
+    ("/1.0/images", "features.images"),
+    ("/1.0/profiles", "features.profiles"),
+    ("/1.0/storage-pools/{pool}/volumes", "features.storage.volumes"),
+)
+
+
+def authorize_shared(request: web.Request, spec: RouteSpec, who: Caller, routing: Routing) -> None:
+    """Raise ForbiddenError if a caller limited to projects would change what its project only borrows."""
+    if who.projects is None or not spec.project_scoped or request.method == hdrs.METH_GET:
+        return
+    for path, feature in _SHARED:
+        if spec.path.startswith(path) and not who.may_use(routing.owning_project(project_of(request), feature)):
+            raise ForbiddenError
+
+
 # -- is our state fresh ------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +187,7 @@ def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
         who = caller_of(request)
         authorize(request, spec, who)
         headers = await freshness.barrier(request, spec) if who.trusted else {}
+        authorize_shared(request, spec, who, gateway.routing)
         member_id = _elsewhere(request, spec, gateway, who)
         if member_id is not None:
             return await gateway.forwarder.forward(request, member_id)

@@ -58,6 +58,7 @@ from incus_actors.rest.context import Gateway
 from incus_actors.rest.listeners import Listeners
 from incus_actors.services import instance_use_cases, volume_use_cases
 from incus_actors.services.images import Upload
+from incus_actors.services.volume_streams import StreamRequest
 
 METADATA = b"architecture: x86_64\ncreation_date: 1795221957\nproperties:\n  description: Tiny\n  os: Tiny\n"
 
@@ -253,7 +254,7 @@ class Machine:
             clustered=lambda: server.identity.clustered,
             rng=random.Random(7),
         )
-        self.volumes = volume_use_cases.build(self.host, server.actors, server.identity)
+        self.volumes = volume_use_cases.build(self.host, server.actors, server.identity, self.fetch_volume)
         everybody.append(self)
 
     @property
@@ -278,6 +279,13 @@ class Machine:
             raise DriverError("it isn't there")
         rootfs = None if files.rootfs_file is None else chunks(files.rootfs_file.read_bytes())
         yield IncomingImage(chunks(files.metadata_file.read_bytes()), rootfs)
+
+    @asynccontextmanager
+    async def fetch_volume(self, member_id: int, request: StreamRequest) -> AsyncIterator[AsyncIterator[bytes]]:
+        """services.volume_streams.VolumeFetcher out of another machine."""
+        other = next(m for m in self.everybody if m.server.consensus.member_id == member_id)
+        async with other.volumes.sender.local(request) as chunks:
+            yield chunks
 
     async def start(self) -> None:
         """Start the actors, as the daemon does."""

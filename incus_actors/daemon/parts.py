@@ -42,6 +42,7 @@ from incus_actors.gateway.forwarding import Forwarder
 from incus_actors.gateway.image_transfer import MemberImages
 from incus_actors.gateway.operations import Operations, new_operation_id
 from incus_actors.gateway.routing import Routing
+from incus_actors.gateway.volume_transfer import MemberVolumes
 from incus_actors.identity import Identity
 from incus_actors.model.api_extensions import API_EXTENSIONS
 from incus_actors.rest.context import Gateway
@@ -245,7 +246,7 @@ def _services(
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
         instances=instances,
         images=images,
-        volumes=volume_use_cases.build(host, core.actors, identity),
+        volumes=volume_use_cases.build(host, core.actors, identity, MemberVolumes(core.forwarder)),
     )
 
 

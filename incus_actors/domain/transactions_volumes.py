@@ -162,6 +162,29 @@ def rename(step: Renaming) -> Transaction:
     return Transaction((*statements, clear), (_here(step.volume_id, step.node_id),), (*TOPICS, "instances", "profiles"))
 
 
+def repoint(step: Renaming, pool: str) -> Transaction:
+    """Let the disks of a volume that has been copied mean the copy, in another pool perhaps."""
+    statements = []
+    for owner, ids in (("instance", step.instance_ids), ("profile", step.profile_ids)):
+        device = (
+            f"SELECT d.id FROM {owner}s_devices d"
+            f" JOIN {owner}s_devices_config c ON c.{owner}_device_id = d.id AND c.key = 'pool' AND c.value = ?"
+            f" JOIN {owner}s_devices_config e ON e.{owner}_device_id = d.id AND e.key = 'source' AND e.value = ?"
+            f" WHERE d.{owner}_id = ? AND d.type = 2"
+        )
+        for owner_id in ids:
+            both = (step.pool, step.old, owner_id)
+            # One statement for both keys: after the first of two, the devices would not be found any more.
+            statements.append(
+                Statement(
+                    f"UPDATE {owner}s_devices_config SET value = CASE key WHEN 'pool' THEN ? ELSE ? END"
+                    f" WHERE key IN ('pool', 'source') AND {owner}_device_id IN ({device})",
+                    (pool, step.new, *both),
+                )
+            )
+    return Transaction(tuple(statements), topics=(*TOPICS, "instances", "profiles"))
+
+
 def delete(volume_id: int, node_id: int) -> Transaction:
     """The rows go, those of snapshots and backups too. Conflict "gone"."""
     return Transaction(

@@ -78,4 +78,12 @@ API_EXTENSIONS: Final[tuple[str, ...]] = (
     "storage_initial_owner",
     "server_supported_storage_drivers",
     "usedby_consistency",
+    "storage_unmapped",
+    "storage_shifted",
+    "container_disk_shift",
+    "disk_volume_subpath",
+    "storage_api_local_volume_handling",
+    "storage_volume_project_move",
+    "cluster_internal_custom_volume_copy",
+    "storage_rsync_bwlimit",
 )

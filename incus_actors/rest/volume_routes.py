@@ -6,25 +6,36 @@ rows is answered by any member, everything else by the one that has the volume.
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
+from incus_actors.errors import ForbiddenError
+from incus_actors.gateway.volume_transfer import STREAM_PATH, read_request
 from incus_actors.model.volumes import Volume, VolumePost, VolumePut, VolumesPost
 from incus_actors.rest.context import caller, gateway
 from incus_actors.rest.filters import filter_objects
 from incus_actors.rest.http import (
     RouteSpec,
+    accepted,
     all_projects,
     check_etag,
     created,
+    decode_json,
     etag_of,
     project_of,
+    read_body,
     read_json,
     recursion,
     sync,
     url_of,
 )
-from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, use_cases, volume_url
+from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases, volume_url
 from incus_actors.services.volumes import editable
+
+if TYPE_CHECKING:
+    from incus_actors.gateway.operations import Operation
 
 
 def routes() -> list[RouteSpec]:
@@ -40,6 +51,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("POST", ONE, here(post_volume), project_scoped=True),
         RouteSpec("DELETE", ONE, here(delete_volume), project_scoped=True),
         RouteSpec("GET", f"{ONE}/state", here(get_state), project_scoped=True),
+        RouteSpec("GET", STREAM_PATH, send_to_member, access="member"),
     ]
 
 
@@ -69,13 +81,32 @@ def _url(pool: str, volume: Volume) -> str:
 
 async def post_volumes(request: web.Request) -> web.StreamResponse:
     """Create a custom volume: an empty one at once, anything else as an operation."""
-    post = await read_json(request, VolumesPost)
+    body = await read_body(request)
+    post = decode_json(body, VolumesPost)
     pool, project = request.match_info["pool"], project_of(request)
-    type_ = request.match_info.get("type") or post.type
     service = use_cases(request).life
-    service.check_new(pool, type_, post)
+    service.check_new(pool, request.match_info.get("type") or post.type, post)
+    if post.source.type:
+        return await _copy(request, body, post)
     await service.create(pool, project, post, caller(request))
     return sync()
+
+
+async def _copy(request: web.Request, body: bytes, post: VolumesPost) -> web.StreamResponse:
+    service, who = use_cases(request).copies, caller(request)
+    pool, project = request.match_info["pool"], project_of(request)
+    service.check(post.source)
+    if who.projects is not None and (post.source.project or project) not in who.projects:
+        raise ForbiddenError
+    if not request.query.get("target") and not who.forwarded:
+        member_id = service.member_for(project, post.source)
+        if member_id is not None and not gateway(request).routing.is_here(member_id):
+            return await gateway(request).forwarder.forward(request, member_id, body=body)
+
+    async def run(operation: Operation) -> None:
+        await service.copy(pool, project, post, operation.progress, who)
+
+    return accepted(start(request, "Copying storage volume", {}, run))
 
 
 async def get_volume(request: web.Request) -> web.StreamResponse:
@@ -112,10 +143,34 @@ async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
 
 
 async def post_volume(request: web.Request) -> web.StreamResponse:
-    """Rename a volume."""
+    """Rename a volume, or move it to another pool or project."""
     post = await read_json(request, VolumePost)
-    await use_cases(request).life.rename(address(request), post, caller(request))
-    return created(volume_url(request))
+    volume, who, cases = address(request), caller(request), use_cases(request)
+    if post.pool in ("", volume.pool) and post.project in ("", volume.project):
+        await cases.life.rename(volume, post, who)
+        return created(volume_url(request))
+    if who.projects is not None and post.project and post.project not in who.projects:
+        raise ForbiddenError
+    cases.life.check_move(volume, post)
+
+    async def run(operation: Operation) -> None:
+        await cases.copies.move(volume, post, operation.progress, who)
+
+    return accepted(start(request, "Moving storage volume", {}, run))
+
+
+async def send_to_member(request: web.Request) -> web.StreamResponse:
+    """The bytes of a volume for another member."""
+    wanted = read_request(request.match_info["id"], request.query)
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    async with aclosing(use_cases(request).sender.open(wanted)) as chunks:
+        first = await anext(chunks)  # an error at the beginning is an answer still
+        await response.prepare(request)
+        await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
+    await response.write_eof()
+    return response
 
 
 async def delete_volume(request: web.Request) -> web.StreamResponse:

@@ -5,7 +5,6 @@ as a hook when everything is set up and init has not begun. Every path
 inside is resolved after entering, as root of the container, so that nothing outside can be reached through it.
 """
 
-# ruff: noqa: PTH103
 # ruff: noqa: PTH103, PTH110, PTH120, PTH123
 # descriptors and plain paths: no pathlib in what enters a container
 

@@ -215,7 +215,9 @@ def _services(
         config=config,
         profiles=ProfileService(consensus=consensus, database=database),
         projects=ProjectService(consensus=consensus, database=database),
-        storage=StoragePoolService(consensus=consensus, database=database, identity=identity, keeper=keeper),
+        storage=StoragePoolService(
+            consensus=consensus, database=database, identity=identity, keeper=keeper, online=cluster.members.online
+        ),
         trust=TrustService(
             consensus=consensus,
             database=database,
@@ -315,6 +317,7 @@ def build_parts(
         identity=core.identity,
         backend=StorageActorPools(core.actors.ref(STORAGE_PATH)),
         drivers=frozenset(core.drivers.storage),
+        reasons={name: found.reason for name, found in core.drivers.reasons.items() if not found.available},
     )
 
     async def networks_ready() -> None:

@@ -5,15 +5,19 @@ Owns their SQL; StoragePoolService proposes what these return. Pure. Every step 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
 
 #: State of storage_pools and storage_pools_nodes. The first three are Incus'; the others are ours, and of members
-#: only: the member is to make its share, or to remove it. The API shows them as Pending.
-PENDING, CREATED, ERRORED, CREATING, DELETING = range(5)
+#: only: the member is to make its share, to remove it for good, or to remove it so that the pool is pending again. The
+#: API shows them as Pending.
+PENDING, CREATED, ERRORED, CREATING, DELETING, UNDOING = range(6)
 #: A member's own key of a pool: why it could not make or remove its share. Never shown as config.
 ERROR_KEY = "volatile.actors.error"
+#: Before a member's own keys as they were given, from the time that its share was made: what undoing goes back to.
+GIVEN_PREFIX = "volatile.actors.given."
+MADE_KEY = "volatile.actors.made"  #: there from that time on
 _ID = "(SELECT id FROM storage_pools WHERE name = ?)"
 _TOPICS = ("storage",)
 
@@ -122,8 +126,79 @@ def define_pool_config(pool_id: int, name: str, description: str, shared: Mappin
     )
 
 
+def define_pool_everywhere(
+    name: str, driver: str, description: str, shared: Mapping[str, str], member_ids: Sequence[int]
+) -> Transaction:
+    """Both phases at once, where no member needs keys of its own. A taken name is SQLite's UNIQUE error; conflict
+    "members" when others are there now."""
+    return Transaction(
+        statements=(
+            Statement(
+                "INSERT INTO storage_pools (name, driver, description, state) VALUES (?, ?, ?, ?)",
+                (name, driver, description, PENDING),
+            ),
+            *_shared(name, shared),
+            *(_member(name, member_id, CREATING) for member_id in sorted(member_ids)),
+        ),
+        guards=(
+            Guard(
+                "SELECT id FROM nodes ORDER BY id",
+                (),
+                tuple((member_id,) for member_id in sorted(member_ids)),
+                "members",
+            ),
+        ),
+        topics=_TOPICS,
+    )
+
+
+def undo_pool(pool_id: int, *, forget: bool) -> Transaction:
+    """The second phase failed on some member: all of them take back what they made, so that the pool is pending as
+    before; or (`forget`: there was no first phase) is gone. Conflict "created" when all have it after all."""
+    state = DELETING if forget else UNDOING
+    return Transaction(
+        statements=(
+            Statement("UPDATE storage_pools SET state = ? WHERE id = ?", (PENDING, pool_id)),
+            Statement("DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND key = ?", (pool_id, ERROR_KEY)),
+            Statement("UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ?", (state, pool_id)),
+        ),
+        guards=(
+            _there(pool_id),
+            Guard("SELECT COUNT(*) FROM storage_pools WHERE id = ? AND state = 1", (pool_id,), ((0,),), "created"),
+        ),
+        topics=_TOPICS,
+    )
+
+
+def pool_undone(pool_id: int, name: str, member_id: int, given: Mapping[str, str]) -> Transaction:
+    """This member has taken its share back; it is pending with the keys that were given. Conflict "gone"."""
+    where: tuple[Value, ...] = (pool_id, member_id)
+    return Transaction(
+        statements=(
+            Statement("DELETE FROM storage_pools_config WHERE storage_pool_id = ? AND node_id = ?", where),
+            *_local(name, member_id, given),
+            Statement(
+                "UPDATE storage_pools_nodes SET state = ? WHERE storage_pool_id = ? AND node_id = ?", (PENDING, *where)
+            ),
+        ),
+        guards=(_member_in(pool_id, member_id, UNDOING),),
+        topics=_TOPICS,
+    )
+
+
+def _member_in(pool_id: int, member_id: int, *states: int) -> Guard:
+    marks = ", ".join("?" * len(states))
+    return Guard(
+        f"SELECT COUNT(*) FROM storage_pools_nodes WHERE storage_pool_id = ? AND node_id = ? AND state IN ({marks})",
+        (pool_id, member_id, *states),
+        ((1,),),
+        "gone",
+    )
+
+
 def pool_made(pool_id: int, name: str, made: Mapping[int, Mapping[str, str]]) -> Transaction:
-    """The pool is there on these members, with these member-specific keys. Conflict "gone"."""
+    """The pool is there on these members, with these member-specific keys. Conflict "gone": it is not wanted (any
+    more) on one of them."""
     statements: list[Statement] = []
     for member_id, config in sorted(made.items()):
         where: tuple[Value, ...] = (pool_id, member_id)
@@ -141,7 +216,8 @@ def pool_made(pool_id: int, name: str, made: Mapping[int, Mapping[str, str]]) ->
             (CREATED, pool_id, pool_id, CREATED),
         )
     )
-    return Transaction(tuple(statements), (_there(pool_id),), _TOPICS)
+    guards = [_member_in(pool_id, member_id, CREATING, CREATED) for member_id in sorted(made)]
+    return Transaction(tuple(statements), (_there(pool_id), *guards), _TOPICS)
 
 
 def pool_failed(pool_id: int, name: str, member_id: int, reason: str) -> Transaction:

@@ -206,7 +206,7 @@ def validate_pool_config(config: Mapping[str, str], driver: str) -> None:
             raise ConfigError(f'Invalid value for option "{key}": {error}') from None
 
 
-_POOL_DRIVERS = frozenset({"dir", "btrfs", "lvm", "zfs"})
+POOL_DRIVERS = frozenset({"dir", "btrfs", "lvm", "zfs"})
 
 
 def volume_key_fits(key: str, driver: str, content: str) -> bool:
@@ -215,7 +215,7 @@ def volume_key_fits(key: str, driver: str, content: str) -> bool:
     if spec is None:
         return False
     only = set(spec.only.split())
-    return not only or (content in only and (driver in only or not only & _POOL_DRIVERS))
+    return not only or (content in only and (driver in only or not only & POOL_DRIVERS))
 
 
 def validate_volume_config(name: str, config: Mapping[str, str], driver: str, content: str) -> None:

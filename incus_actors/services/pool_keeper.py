@@ -28,6 +28,8 @@ from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
+GIVEN: Final = transactions.GIVEN_PREFIX
+MADE: Final = transactions.MADE_KEY
 MEMBERS_S: Final = 10.0  #: so long the other members have for their shares
 _HIDDEN_PREFIX: Final = "volatile.actors."
 
@@ -80,7 +82,7 @@ def visible(config: Mapping[str, str]) -> dict[str, str]:
 
 
 class PoolKeeper:
-    """`drivers` are the names of the kinds of pools that work here."""
+    """`drivers` are the names of the kinds of pools that work here, `reasons` why others don't."""
 
     def __init__(
         self,
@@ -90,9 +92,11 @@ class PoolKeeper:
         identity: Identity,
         backend: PoolBackend,
         drivers: frozenset[str],
+        reasons: Mapping[str, str] | None = None,
         members_s: float = MEMBERS_S,
     ) -> None:
         self.drivers = drivers
+        self.reasons = reasons or {}
         self._consensus = consensus
         self._database = database
         self._identity = identity
@@ -139,7 +143,7 @@ class PoolKeeper:
 
     def _marked(self) -> list[PoolRow]:
         """Return the pools of which this member has to make or remove its share."""
-        wanted = (PoolState.CREATING, PoolState.DELETING)
+        wanted = (PoolState.CREATING, PoolState.DELETING, PoolState.UNDOING)
         return [row for row in queries.pools(self._database) if self._state(row) in wanted]
 
     async def _catch_up(self) -> None:
@@ -147,6 +151,8 @@ class PoolKeeper:
             try:
                 if self._state(row) is PoolState.CREATING:
                     await self.make(row)
+                elif self._state(row) is PoolState.UNDOING:
+                    await self._undo(row)
                 else:
                     await self._remove(row)
             except ApiError as error:
@@ -190,10 +196,43 @@ class PoolKeeper:
     async def _make_now(self, row: PoolRow) -> None:
         member_id = self._identity.member_id
         made = await self._backend.create(self._spec(row))
+        own = row.local.get(member_id, {})
         local = {key: made[key] for key in sorted(made) if key not in row.config}
+        if MADE in own or self._state(row) is not PoolState.CREATING:
+            hidden = {key: value for key, value in own.items() if key == MADE or key.startswith(GIVEN)}
+        elif not self._identity.clustered:
+            hidden = {}  # alone, a pool that can't be made is forgotten
+        else:
+            hidden = {MADE: "true", **{f"{GIVEN}{key}": value for key, value in visible(own).items()}}
+        local = dict(sorted({**local, **hidden}.items()))
         done = self._state(row) is PoolState.CREATED and row.state is PoolState.CREATED
-        if not done or local != row.local.get(member_id, {}):
-            await propose(self._consensus, transactions.pool_made(row.id, row.name, {member_id: local}))
+        if not done or local != own:
+            try:
+                await propose(self._consensus, transactions.pool_made(row.id, row.name, {member_id: local}))
+            except TransactionConflictError:
+                _log.info("storage pool %s is not wanted any more", row.name)  # its mark says what to do about it
+
+    async def _undo(self, row: PoolRow) -> None:
+        """Take our share back: the second phase failed elsewhere. Raises ApiError with the driver's reason."""
+        async with self._working:
+            current = self._current(row.id)
+            if current is None or self._state(current) is not PoolState.UNDOING:
+                return
+            own = current.local.get(self._identity.member_id, {})
+            given = {key.removeprefix(GIVEN): value for key, value in own.items() if key.startswith(GIVEN)}
+            try:
+                await self._backend.delete(self._spec(current))
+            except ApiError as error:
+                await self._note(current, str(error))
+                raise
+            kept = given if MADE in own else visible(own)
+            try:
+                await propose(
+                    self._consensus,
+                    transactions.pool_undone(current.id, current.name, self._identity.member_id, kept),
+                )
+            except TransactionConflictError:
+                _log.info("storage pool %s is wanted again already", row.name)
 
     async def _remove(self, row: PoolRow) -> None:
         async with self._working:
@@ -238,6 +277,24 @@ class PoolKeeper:
             await self.make(row)
         await self._until(pool_id, PoolState.CREATED)
 
+    async def undone_everywhere(self, pool_id: int, *, forget: bool) -> None:
+        """Have every member take its share back, ours at once; return when all that answer in time have.
+
+        What can't be taken back is Errored; members that are away do it when they return.
+        """
+        try:
+            await propose(self._consensus, transactions.undo_pool(pool_id, forget=forget))
+        except TransactionConflictError as conflict:
+            _log.info("storage pool %d is not undone: %s", pool_id, conflict.label)
+            return
+        row = self._current(pool_id)
+        try:
+            if row is not None:
+                await (self._remove(row) if forget else self._undo(row))
+            await self._until(pool_id, None if forget else PoolState.PENDING)
+        except ApiError as error:
+            _log.warning("storage pool %d is not undone on every member: %s", pool_id, error)
+
     async def removed_everywhere(self, pool_id: int, name: str) -> None:
         """Return once no member has a share, and the pool is gone. Raises MemberError."""
         row = self._current(pool_id)
@@ -259,7 +316,8 @@ class PoolKeeper:
             failed = [id_ for id_, state in row.members.items() if state is PoolState.ERRORED]
             if failed:
                 raise MemberError(self._reason(row, failed[0]))
-            if wanted is not None and row.state is wanted:
+            settled = set(row.members.values()) <= {wanted}
+            if wanted is not None and row.state is wanted and settled:
                 return
             left_s = deadline - time.monotonic()
             if left_s <= 0:

@@ -6,11 +6,11 @@ removes its own share when it sees that (`PoolKeeper`), so that a crash in betwe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_storage as transactions
-from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
 from incus_actors.model.resources import Amount, Pool, PoolPut, PoolResources, PoolsPost
@@ -34,7 +34,8 @@ _IN_USE = "The storage pool is currently in use"
 
 
 class StoragePoolService:
-    """`keeper` makes and removes this member's shares. In every method `target` is a member's name."""
+    """`keeper` makes and removes this member's shares; `online` tells whether a member was heard of lately. In every
+    method `target` is a member's name."""
 
     def __init__(
         self,
@@ -43,7 +44,9 @@ class StoragePoolService:
         database: Reader,
         identity: Identity,
         keeper: PoolKeeper,
+        online: Callable[[int], bool] = lambda _member_id: True,
     ) -> None:
+        self._online = online
         self._consensus = consensus
         self._database = database
         self._identity = identity
@@ -136,14 +139,20 @@ class StoragePoolService:
             raise MemberError("Storage name cannot contain white space")
         if post.name in {".", ".."} or len(post.name) > 63 or not post.name.isprintable():
             raise BadRequestError(f'Invalid storage pool name "{post.name}"')
-        if post.driver not in self._keeper.drivers:
-            raise MemberError("Unknown driver")
+        self._check_driver(post.driver)
         config = config_keys.without_empty(post.config)
         try:
             config_keys.validate_pool_config(config, post.driver)
         except config_keys.ConfigError as error:
             raise MemberError(str(error)) from None
         return config
+
+    def _check_driver(self, driver: str) -> None:
+        """Raise MemberError for a driver that doesn't exist; in a cluster each member looks at its own machine."""
+        if driver not in config_keys.POOL_DRIVERS:
+            raise MemberError("Unknown driver")
+        if driver not in self._keeper.drivers and not self._identity.clustered:
+            raise MemberError(self._keeper.reasons.get(driver) or "Unknown driver")
 
     async def _create_alone(self, post: PoolsPost, config: Config) -> None:
         shared, local = _split(config)
@@ -185,10 +194,15 @@ class StoragePoolService:
             raise BadRequestError(texts.get(conflict.label, conflict.label)) from None
 
     async def _create_everywhere(self, post: PoolsPost, config: Config) -> None:
+        """The second phase, or both at once where nobody has been named and no member needs keys of its own.
+
+        When a member can't, all take back what they made: the pool is pending again, or gone.
+        """
         shared, local = _split(config)
         row = queries.pool(self._database, post.name)
         if row is None or not row.members:
-            raise MemberError("Pool not pending on any node (use --target <node> first)")
+            await self._create_at_once(post, shared, local)
+            return
         if row.state is PoolState.CREATED:
             raise MemberError("The storage pool is already created")
         if local:
@@ -197,12 +211,43 @@ class StoragePoolService:
         lacking = [name for id_, name in names.items() if id_ not in row.members]
         if lacking:
             raise MemberError(f"Pool not defined on nodes: {', '.join(lacking)}")
+        self._require_online(names)
         description = row.description if post.description is None else post.description
         try:
             await propose(self._consensus, transactions.define_pool_config(row.id, row.name, description, shared))
         except TransactionConflictError:
             raise MemberError("The storage pool is already created") from None
-        await self._keeper.made_everywhere(row.id, row.name)
+        await self._make_or_undo(row.id, row.name, forget=False)
+
+    async def _create_at_once(self, post: PoolsPost, shared: Config, local: Config) -> None:
+        if local:
+            raise MemberError(f'Config key "{min(local)}" is cluster member specific')
+        names = queries.member_names(self._database)
+        self._require_online(names)
+        transaction = transactions.define_pool_everywhere(
+            post.name, post.driver, post.description or "", shared, list(names)
+        )
+        try:
+            await propose(self._consensus, transaction)
+        except DuplicateError:
+            raise MemberError("The storage pool is already created") from None
+        except TransactionConflictError:
+            raise ConflictError("The members of the cluster are changing, try again") from None
+        await self._make_or_undo(self._row(post.name).id, post.name, forget=True)
+
+    def _require_online(self, names: Mapping[int, str]) -> None:
+        """Raise MemberError when a member that has to make its share isn't there."""
+        for member_id in names:
+            if member_id != self._identity.member_id and not self._online(member_id):
+                address = self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,))
+                raise MemberError(f"peer node {address} is down")
+
+    async def _make_or_undo(self, pool_id: int, name: str, *, forget: bool) -> None:
+        try:
+            await self._keeper.made_everywhere(pool_id, name)
+        except ApiError:
+            await self._keeper.undone_everywhere(pool_id, forget=forget)
+            raise
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

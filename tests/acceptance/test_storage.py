@@ -215,3 +215,29 @@ def test_pools_are_back_after_a_restart_of_the_daemon(incus, cluster, incus_on) 
     assert "stays" in incus("storage", "volume", "list", "fast")
     assert (member.directory / "storage-pools/fast/custom/default_stays").is_dir()
     incus("storage", "volume", "delete", "fast", "stays")
+
+
+def test_one_command_makes_a_pool_on_every_member(incus, cluster) -> None:
+    began = time.perf_counter()
+    incus("storage", "create", "plain", "dir")
+    assert time.perf_counter() - began < 5  # 0.1 s where nobody else works
+    assert json.loads(incus("query", "/1.0/storage-pools/plain"))["locations"] == list(MEMBERS)
+    incus("storage", "delete", "plain")
+    assert incus.fails("storage", "create", "plain", "dir", "source=/x") == (
+        'Error: Config key "source" is cluster member specific'
+    )
+
+
+def test_what_one_member_cannot_make_nobody_keeps(incus, cluster, tmp_path) -> None:
+    incus("storage", "create", "part", "dir", "--target", "m1")
+    assert incus.fails("storage", "create", "part", "dir") == "Error: Pool not defined on nodes: m2, m3"
+    incus("storage", "create", "part", "dir", f"source={tmp_path}/missing", "--target", "m2")
+    incus("storage", "create", "part", "dir", "--target", "m3")
+    assert "does not exist" in incus.fails("storage", "create", "part", "dir")
+    shown = incus("storage", "show", "part")
+    assert "status: Pending" in shown
+    assert not (cluster.members[0].directory / "storage-pools/part").exists()
+    (tmp_path / "missing").mkdir()
+    incus("storage", "create", "part", "dir")
+    assert "status: Created" in incus("storage", "show", "part")
+    incus("storage", "delete", "part")

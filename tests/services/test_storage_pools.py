@@ -128,8 +128,8 @@ async def test_in_a_cluster_every_member_is_named_first(kit):
     storage = kit.services.storage
     await kit.become_clustered()
     await kit.add_member(2, "node2")
-    with pytest.raises(MemberError, match=r"^Pool not pending on any node \(use --target <node> first\)$"):
-        await storage.create(post())
+    with pytest.raises(MemberError, match=r'^Config key "source" is cluster member specific$'):
+        await storage.create(post(source="/x"))
     with pytest.raises(NotFoundError, match=r"^Cluster member not found$"):
         await storage.create(post(), "nope")
     with pytest.raises(MemberError, match=r'^Config key "user.x" may not be used as member-specific key$'):
@@ -145,14 +145,145 @@ async def test_in_a_cluster_every_member_is_named_first(kit):
         await storage.create(post(source="/x"))
     with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
         await storage.create(post(user_x="1"))
-    assert kit.pools.made["p1"].config["source"] == "/srv/one"
+    assert kit.pools.made == {}  # nobody has it: it is pending again, with the keys that were given
+    assert storage.get("p1").status == "Pending"
+    assert storage.get("p1", "node1").config["source"] == "/srv/one"
     pool_id = kit.database.scalar("SELECT id FROM storage_pools")
-    await kit.consensus.propose(transactions.pool_made(pool_id, "p1", {2: {"source": "/two"}}))
+    await kit.consensus.propose(transactions.pool_undone(pool_id, "p1", 2, {}))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(storage.create(post(user_x="1")))
+        group.create_task(node2_makes_its_share(kit, "p1"))
+    assert kit.pools.made["p1"].config["source"] == "/srv/one"
     shown = storage.get("p1")
     assert (shown.status, shown.config, shown.locations) == ("Created", {"user.x": "1"}, ["node1", "node2"])
     assert storage.get("p1", "node2").config == {"source": "/two", "user.x": "1"}
     with pytest.raises(MemberError, match=r"^The storage pool is already created$"):
         await storage.create(post())
+
+
+async def node2_makes_its_share(kit, name, config=None) -> None:
+    """What the other member's daemon does when it sees the rows."""
+    async with asyncio.timeout(5):
+        while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 2") != 3:
+            await asyncio.sleep(0.005)
+    pool_id = kit.database.scalar("SELECT id FROM storage_pools WHERE name = ?", (name,))
+    await kit.consensus.propose(transactions.pool_made(pool_id, name, {2: config or {"source": "/two"}}))
+
+
+async def test_one_command_is_enough_where_no_member_needs_its_own_keys(kit):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(storage.create(post(user_x="1")))
+        group.create_task(node2_makes_its_share(kit, "p1"))
+    shown = storage.get("p1")
+    assert (shown.status, shown.config, shown.locations) == ("Created", {"user.x": "1"}, ["node1", "node2"])
+    with pytest.raises(MemberError, match=r"^The storage pool is already created$"):
+        await storage.create(post())
+
+
+@pytest.mark.parametrize("phases", [1, 2])
+async def test_what_one_member_cannot_make_nobody_keeps(kit, phases):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    if phases == 2:
+        await storage.create(post(source="/one"), "node1")
+        await storage.create(post(source="/two"), "node2")
+
+    async def node2_fails_and_takes_back() -> None:
+        async with asyncio.timeout(5):
+            while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 2") != 3:
+                await asyncio.sleep(0.005)
+            pool_id = kit.database.scalar("SELECT id FROM storage_pools")
+            await kit.consensus.propose(transactions.pool_failed(pool_id, "p1", 2, "no such disk"))
+            wanted = 5 if phases == 2 else 4
+            while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 2") != wanted:
+                await asyncio.sleep(0.005)
+            if phases == 2:
+                await kit.consensus.propose(transactions.pool_undone(pool_id, "p1", 2, {"source": "/two"}))
+            else:
+                await kit.consensus.propose(transactions.pool_removed(pool_id, 2))
+
+    async def create() -> None:
+        with pytest.raises(MemberError, match=r"^no such disk$"):
+            await storage.create(post(user_x="1"))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(create())
+        group.create_task(node2_fails_and_takes_back())
+    assert kit.pools.made == {}
+    if phases == 1:
+        assert storage.list() == []
+        return
+    assert storage.get("p1").status == "Pending"
+    assert [storage.get("p1", name).config["source"] for name in ("node1", "node2")] == ["/one", "/two"]
+
+
+async def test_where_undoing_fails_the_pool_is_errored_and_can_be_completed(kit):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    await storage.create(post(source="/one"), "node1")
+    await storage.create(post(), "node2")
+    real = kit.pools.delete
+
+    async def busy(_pool) -> None:
+        raise MemberError("Storage pool directory is busy")
+
+    kit.pools.delete = busy
+    with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
+        await storage.create(post())
+    kit.pools.delete = real
+    assert storage.get("p1").status == "Errored"
+    async with asyncio.TaskGroup() as group:
+        group.create_task(storage.create(post()))
+        group.create_task(node2_makes_its_share(kit, "p1"))
+    assert storage.get("p1").status == "Created"
+    assert storage.get("p1", "node1").config == {"source": "/one"}
+
+
+async def test_a_member_that_is_away_is_named_at_once(kit):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    storage._online = lambda member_id: member_id != 2
+    with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
+        await storage.create(post())
+    assert storage.list() == []
+    await storage.create(post(), "node1")
+    await storage.create(post(), "node2")  # its definition needs nobody
+    with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
+        await storage.create(post())
+    assert kit.pools.made == {}
+
+
+async def test_a_share_that_is_made_too_late_is_taken_back(kit):
+    """The member was slow; meanwhile the others gave up."""
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    await storage.create(post(source="/one"), "node1")
+    await storage.create(post(), "node2")
+    pool_id = kit.database.scalar("SELECT id FROM storage_pools")
+    gate = asyncio.Event()
+    real = kit.pools.create
+
+    async def slow(pool):
+        await gate.wait()
+        return await real(pool)
+
+    kit.pools.create = slow
+    await kit.consensus.propose(transactions.define_pool_config(pool_id, "p1", "", {}))
+    await asyncio.sleep(0.05)
+    await kit.consensus.propose(transactions.undo_pool(pool_id, forget=False))
+    gate.set()
+    async with asyncio.timeout(5):
+        while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 1") != 0:
+            await asyncio.sleep(0.005)
+    assert kit.pools.made == {}
+    assert storage.get("p1", "node1").config == {"source": "/one"}
 
 
 async def test_in_a_cluster_keys_have_one_scope(kit):

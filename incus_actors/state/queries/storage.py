@@ -19,12 +19,15 @@ class PoolState(IntEnum):
     ERRORED = 2
     CREATING = 3
     DELETING = 4
+    UNDOING = 5
 
     @property
     def label(self) -> str:
         """The word of the API."""
-        return "Pending" if self in (PoolState.CREATING, PoolState.DELETING) else self.name.capitalize()
+        return "Pending" if self in _PENDING else self.name.capitalize()
 
+
+_PENDING = (PoolState.CREATING, PoolState.DELETING, PoolState.UNDOING)
 
 VOLUME_TYPES = {0: "container", 1: "image", 2: "custom", 3: "virtual-machine"}
 

@@ -119,7 +119,10 @@ class LxcDriver:
         facts.seccomp_file.write_text(SECCOMP_POLICY)
         facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
-        self._host.lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with self._host.starting():
+            return await self._start_container(spec, items)
+
+    async def _start_container(self, spec: InstanceSpec, items: list[tuple[str, str]]) -> RunningContainer:
         await self._host.remove_groups(spec)
         with contextlib.suppress(FileNotFoundError):
             spec.log_file.rename(spec.log_file.with_suffix(".log.old"))

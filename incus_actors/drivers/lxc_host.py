@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from incus_actors.drivers import cgroups, idmap, processes
@@ -34,6 +35,7 @@ class LxcHost:
         self.lxc_path = _RUN / digest
         self.layout = cgroups.detect()
         self.owners = RootfsOwners()
+        self._starts = 0
 
     def state_of(self, running: RunningContainer) -> RunState:
         """Return what the control groups, /proc and the network namespace say."""
@@ -72,8 +74,21 @@ class LxcHost:
             word = "freeze" if frozen else "unfreeze"
             raise DriverError(f"Failed to {word} the instance: {error or 'timed out'}") from error
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Make what instances share, and keep it while one of them starts: the end of another must not remove it."""
+        self._starts += 1
+        try:
+            self.lxc_path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self.lxc_path.chmod(0o711)  # as liblxc makes it, root of an unprivileged instance could not pass
+            yield
+        finally:
+            self._starts -= 1
+
     def remove_empty(self) -> None:
         """Remove what the last instance leaves: the parent group and liblxc's directories, if empty."""
+        if self._starts:
+            return
         for group in (f"{self.parent}/pivot", self.parent):
             cgroups.remove_if_empty(self.layout, group)
         for empty in (_LOCKS / str(self.lxc_path).lstrip("/"), self.lxc_path):

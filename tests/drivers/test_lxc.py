@@ -30,6 +30,7 @@ from incus_actors.drivers.base import (
 from incus_actors.drivers.lxc import LxcDriver
 from incus_actors.drivers.lxc_host import find_init
 from incus_actors.errors import BadRequestError
+from incus_actors.tasks import spawn
 
 pytestmark = pytest.mark.real
 
@@ -449,6 +450,18 @@ async def test_six_at_once(lxc_machine: Machine) -> None:
     states = await asyncio.gather(*(lxc_machine.driver.start(spec) for spec in specs))
     assert len({state.init_pid for state in states}) == 6
     await asyncio.gather(*(lxc_machine.driver.stop(spec, force=True) for spec in specs))
+
+
+async def test_deleting_the_last_others_does_not_disturb_a_start(lxc_machine: Machine) -> None:
+    driver = lxc_machine.driver
+    spec = await lxc_machine.create("g1-last")
+    others = await lxc_machine.create("g1-others")
+    starting = spawn(driver.start(spec), name="start")
+    while not starting.done():
+        await driver.delete(others)
+        await asyncio.sleep(0)
+    assert (await starting).status is RunStatus.RUNNING
+    await driver.stop(spec, force=True)
 
 
 async def test_find_init_ignores_other_groups() -> None:

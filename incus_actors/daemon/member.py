@@ -12,7 +12,6 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from incus_actors import __version__, service_manager
 from incus_actors.actors.instances import StopAll
@@ -264,7 +263,6 @@ class MemberDaemon:
         await self._stop_parts()
         if self._listeners is not None:
             await self._listeners.close()
-        self._remove_socket(self._settings.unix_socket)
 
     async def _stop_parts(self) -> None:
         parts = self._parts
@@ -279,7 +277,3 @@ class MemberDaemon:
         await parts.forwarder.close()
         parts.events.close()
         await parts.drivers.instances.close()
-
-    @staticmethod
-    def _remove_socket(path: Path) -> None:
-        path.unlink(missing_ok=True)

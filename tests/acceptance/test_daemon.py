@@ -142,6 +142,7 @@ def test_systemd_notify_and_socket_activation(tmp_path: Path) -> None:
         assert process.wait(timeout=15) == 0
         while b"STOPPING=1" not in said:
             said += notify.recv(4096) + b"\n"
+        assert (directory / "unix.socket").is_socket(), "it is systemd's: the next request starts us again"
     finally:
         process.kill()
         process.wait()

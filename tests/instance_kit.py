@@ -254,7 +254,9 @@ class Machine:
             clustered=lambda: server.identity.clustered,
             rng=random.Random(7),
         )
-        self.volumes = volume_use_cases.build(self.host, server.actors, server.identity, self.fetch_volume)
+        self.volumes = volume_use_cases.build(
+            self.host, server.actors, server.identity, self.fetch_volume, lambda: "gzip"
+        )
         everybody.append(self)
 
     @property

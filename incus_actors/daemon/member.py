@@ -128,6 +128,7 @@ class MemberDaemon:
         for spec in parts.upper_actors:
             await parts.actors.start_child(spec)
         parts.keeper.start()
+        parts.services.volumes.schedule.start()
         parts.services.cluster.certificate.settle()
         listeners = self._listeners = Listeners(build_app(parts.gateway))
         await listeners.start()
@@ -272,6 +273,7 @@ class MemberDaemon:
         parts.gateway.phase = "stopping"
         await parts.operations.stop()
         parts.services.config.stop()
+        parts.services.volumes.schedule.stop()
         parts.keeper.stop()
         await parts.actors.stop()
         await parts.forwarder.close()

@@ -248,7 +248,13 @@ def _services(
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
         instances=instances,
         images=images,
-        volumes=volume_use_cases.build(host, core.actors, identity, MemberVolumes(core.forwarder)),
+        volumes=volume_use_cases.build(
+            host,
+            core.actors,
+            identity,
+            MemberVolumes(core.forwarder),
+            lambda: config.value("backups.compression_algorithm"),
+        ),
     )
 
 

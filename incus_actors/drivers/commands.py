@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import BinaryIO
 
 from incus_actors.drivers.base import DriverError
@@ -92,8 +93,9 @@ async def _reap(child: Child) -> None:
     await child.wait()
 
 
-async def output_of(*argv: str) -> AsyncGenerator[bytes, None]:
-    """Yield what a program writes; close the iterator to stop it. Raises CommandError at the end if it failed."""
+async def output_of(*argv: str, accepted: Collection[int] = (0,)) -> AsyncGenerator[bytes, None]:
+    """Yield what a program writes; close the iterator to stop it. Raises CommandError at the end if it failed: its exit
+    code is none of `accepted`."""
     command = _found(argv)
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", 0) as ours, _memory_file() as errors:
@@ -111,17 +113,20 @@ async def output_of(*argv: str) -> AsyncGenerator[bytes, None]:
         except BaseException:
             await _reap(child)
             raise
-        if code != 0:
+        if code not in accepted:
             raise CommandError(argv, code, _text(errors, _TEXT_BYTES_MAX))
 
 
-async def feed(chunks: AsyncIterator[bytes], *argv: str) -> None:
-    """Give a program its standard input, at its own pace. Raises CommandError, and whatever `chunks` raises."""
+async def feed(chunks: AsyncIterator[bytes], *argv: str, stdout: BinaryIO | None = None) -> None:
+    """Give a program its standard input, at its own pace; what it writes goes to `stdout`, or nowhere.
+
+    Raises CommandError, and whatever `chunks` raises.
+    """
     command = _found(argv)
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb", 0) as ours, _memory_file() as errors:
         with os.fdopen(reading, "rb", 0) as theirs:
-            child = Child(command, stdin=theirs, stderr=errors)
+            child = Child(command, stdin=theirs, stdout=stdout or subprocess.DEVNULL, stderr=errors)
         try:
             await _pour(chunks, ours)
             code = await child.wait()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from incus_actors.drivers import trees
 from incus_actors.drivers.base import DriverError, VolumeSpec
+from incus_actors.drivers.storage import BACKUP, TAR, backup_prefix
 
 if TYPE_CHECKING:
     from incus_actors.drivers.path_storage import PathStorage
@@ -31,7 +32,8 @@ class PathReceiver:
     async def receive(self, snapshot: str, chunks: AsyncIterator[bytes]) -> None:
         """Take one snapshot, or ("") the volume itself. Raises DriverError."""
         item = self._work / str(len(self._items))
-        await self._storage.take_in(self._form, chunks, item)
+        form = f"{TAR}@{backup_prefix(snapshot)}" if self._form == BACKUP else self._form
+        await self._storage.take_in(form, chunks, item)
         self._items.append((snapshot, item))
 
     async def keep(self) -> None:

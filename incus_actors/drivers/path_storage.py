@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from incus_actors.drivers import commands, trees
 from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, Progress, Usage, VolumeSpec
@@ -24,7 +25,7 @@ from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.model.config_values import parse_size
 
 CANNOT_SHRINK = "Block volumes cannot be shrunk: Cannot be shrunk"
-_TAR_OPTIONS = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "--sparse")
+_TAR_OPTIONS = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
 
 
 def wanted_size(volume: VolumeSpec) -> int:
@@ -204,18 +205,27 @@ class PathStorage(PathTrees):
             await self.limit(volume.pool, incoming, self.quota(volume))
             await asyncio.to_thread(trees.exchange, incoming, path)  # the old one is dropped as unfinished
 
+    @contextlib.asynccontextmanager
+    async def readable(self, volume: VolumeSpec, snapshot: str) -> AsyncIterator[Path]:
+        """Give the directory itself; files may change while they are read."""
+        path = self.snapshot_path(volume, snapshot) if snapshot else self.volume_path(volume)
+        if not path.is_dir():
+            raise DriverError(f"Volume {volume.label} is missing: {path}")
+        yield path
+
     # --- streams --------------------------------------------------------------------------------------------
 
-    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncGenerator[bytes, None]:
+    async def send(
+        self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         """Yield a snapshot, or ("") the volume as it is: a tar of its files, or its disk. Raises DriverError."""
-        path = self.snapshot_path(volume, snapshot) if snapshot else self.volume_path(volume)
-        if form == RAW:
-            return read_disk(path / DISK_FILE)
-        if form != TAR:
+        if form not in (TAR, RAW):
             raise BadRequestError(f"Unknown format of streams: {form}")
-        return commands.output_of(
-            "tar", "--create", "--file=-", f"--directory={path}", "--one-file-system", *_TAR_OPTIONS, "."
-        )
+        async with self.readable(volume, snapshot) as path:
+            stream = read_disk(path / DISK_FILE) if form == RAW else tar_of(path)
+            async with contextlib.aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     @contextlib.asynccontextmanager
     async def receiver(self, volume: VolumeSpec, form: str) -> AsyncIterator[PathReceiver]:
@@ -235,23 +245,30 @@ class PathStorage(PathTrees):
                 await self._drop_snapshots(volume)
 
     async def take_in(self, form: str, chunks: AsyncIterator[bytes], target: Path) -> None:
-        """Make a tree of a stream. Raises DriverError."""
-        if form not in (TAR, RAW):
+        """Make a tree of a stream; "tar@prefix" takes what is below `prefix` in a larger tar. Raises DriverError."""
+        kind, _, prefix = form.partition("@")
+        if kind not in (TAR, RAW):
             raise BadRequestError(f"Unknown format of streams: {form}")
         await self.make_tree(target)
-        if form == RAW:
+        if kind == RAW:
             await write_disk(target / DISK_FILE, chunks)
-            return
-        await commands.feed(
-            chunks,
-            "tar",
-            "--extract",
-            "--file=-",
-            f"--directory={target}",
-            "--preserve-permissions",
-            "--same-owner",
-            *_TAR_OPTIONS,
-        )
+        else:
+            await untar(chunks, target, prefix=prefix)
+
+
+def tar_of(path: Path, *, prefix: str = "") -> AsyncGenerator[bytes, None]:
+    """Yield a tar of a directory; its names begin with "./", or with `prefix`."""
+    renamed = [f"--transform=flags=rh;s|^\\.|{prefix}|"] if prefix else ["--sparse"]
+    options = ("--one-file-system", *_TAR_OPTIONS, *renamed)
+    # 1: a file changed while it was read, as in every copy of something that is in use.
+    return commands.output_of("tar", "--create", "--file=-", f"--directory={path}", *options, ".", accepted=(0, 1))
+
+
+def untar(chunks: AsyncIterator[bytes], target: Path, *, prefix: str = "") -> Coroutine[Any, Any, None]:
+    """Fill a directory from a tar whose names begin with "./", or with `prefix` (the rest of it is left out)."""
+    wanted = [f"--transform=flags=rh;s|^{prefix}|.|", "--no-wildcards", "--anchored", prefix] if prefix else []
+    options = ("--preserve-permissions", "--same-owner", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
+    return commands.feed(chunks, "tar", "--extract", "--file=-", f"--directory={target}", *options, *wanted)
 
 
 def _fit(volume: VolumeSpec, tree: Path, image: ImageFiles | None) -> None:

@@ -62,6 +62,21 @@ def _next_piece(descriptor: int, at: int, size: int) -> tuple[int, bytes] | None
     return None
 
 
+async def plain_to_raw(chunks: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, None]:
+    """Yield the stream of a disk whose bytes come in order. Raises DriverError when they are not `size`."""
+    yield _HEAD.pack(_MAGIC, size)
+    at = 0
+    async for chunk in chunks:
+        for begin in range(0, len(chunk), _PIECE_BYTES):
+            piece = chunk[begin : begin + _PIECE_BYTES]
+            if piece.strip(b"\0"):
+                yield _PIECE.pack(at, len(piece)) + piece
+            at += len(piece)
+    if at != size:
+        raise DriverError("The disk has not the size that was told")
+    yield _PIECE.pack(_END, 0)
+
+
 async def write_disk(path: Path, chunks: AsyncIterator[bytes], *, device: bool = False) -> int:
     """Write a stream into a new file, or (`device`) into a device that holds zeros; return the size of the disk.
 

@@ -25,6 +25,12 @@ from incus_actors.drivers.base import (
 DISK_FILE = "root.img"  #: block and ISO volumes of drivers that keep them as files
 BLOCK_SIZE_DEFAULT = "10GiB"
 TAR, RAW = "tar", "raw"  #: formats of streams that every driver understands: of file systems, and of disks
+BACKUP = "backup"  #: only received: for each item the tar of a whole backup, of which it takes its part
+
+
+def backup_prefix(snapshot: str) -> str:
+    """Return where a snapshot, or ("") the volume, is in the archive of a backup."""
+    return f"backup/volume-snapshots/{snapshot}" if snapshot else "backup/volume"
 
 
 class VolumeReceiver(Protocol):
@@ -136,6 +142,10 @@ class StorageDriver(Protocol):
 
     async def restore_snapshot(self, volume: VolumeSpec, snapshot: str) -> None:
         """Make the volume what the snapshot holds; all or nothing. Raises DriverError."""
+
+    def readable(self, volume: VolumeSpec, snapshot: str) -> AbstractAsyncContextManager[Path]:
+        """Give a directory that holds a snapshot, or ("") the volume, for as long as the block lasts; at one moment
+        if the driver can. Raises DriverError."""
 
     # --- streams ---
 

@@ -280,24 +280,35 @@ class BtrfsStorage(PathStorage):
 
     # --- streams --------------------------------------------------------------------------------------------
 
-    def send(self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = "") -> AsyncGenerator[bytes, None]:
-        """Also as `btrfs send` writes it, relative to the snapshot `parent` if there is one."""
-        if form != BTRFS:
-            return super().send(volume, snapshot, form, parent=parent)
-        relative = ["-p", str(self.snapshot_path(volume, parent))] if parent else []
+    @contextlib.asynccontextmanager
+    async def readable(self, volume: VolumeSpec, snapshot: str) -> AsyncIterator[Path]:
+        """Give a snapshot: the one that is named, or one of this moment."""
         if snapshot:
-            return commands.output_of("btrfs", "send", "-q", *relative, str(self.snapshot_path(volume, snapshot)))
-        return self._send_live(self.volume_path(volume), relative)
-
-    async def _send_live(self, path: Path, relative: list[str]) -> AsyncGenerator[bytes, None]:
+            async with super().readable(volume, snapshot) as path:
+                yield path
+            return
+        path = self.volume_path(volume)
         frozen = trees.unfinished(path.parent, trees.SENDING)
         await self.clone_tree(path, frozen, readonly=True)
         try:
-            async with contextlib.aclosing(commands.output_of("btrfs", "send", "-q", *relative, str(frozen))) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            yield frozen
         finally:
             await self.drop_tree(frozen)
+
+    async def send(
+        self, volume: VolumeSpec, snapshot: str, form: str, *, parent: str = ""
+    ) -> AsyncGenerator[bytes, None]:
+        """Also as `btrfs send` writes it, relative to the snapshot `parent` if there is one."""
+        if form != BTRFS:
+            async with contextlib.aclosing(super().send(volume, snapshot, form)) as plain:
+                async for chunk in plain:
+                    yield chunk
+            return
+        async with self.readable(volume, snapshot) as path:
+            relative = ["-p", str(self.snapshot_path(volume, parent))] if parent else []
+            async with contextlib.aclosing(commands.output_of("btrfs", "send", "-q", *relative, str(path))) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def take_in(self, form: str, chunks: AsyncIterator[bytes], target: Path) -> None:
         """Also what `btrfs send` wrote; the parents must have come in beside it."""

@@ -86,4 +86,9 @@ API_EXTENSIONS: Final[tuple[str, ...]] = (
     "storage_volume_project_move",
     "cluster_internal_custom_volume_copy",
     "storage_rsync_bwlimit",
+    "volume_snapshot_scheduling",
+    "snapshot_schedule_aliases",
+    "custom_volume_backup",
+    "backup_override_name",
+    "custom_volume_iso",
 )

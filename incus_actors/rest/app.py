@@ -28,6 +28,7 @@ ROUTE_MODULES = (
     "storage",
     "volume",
     "volume_snapshot",
+    "volume_backup",
     "network",
     "warning",
     "instance",

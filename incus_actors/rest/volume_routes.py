@@ -31,6 +31,7 @@ from incus_actors.rest.http import (
     sync,
     url_of,
 )
+from incus_actors.rest.volume_backup_routes import post_upload
 from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases, volume_url
 from incus_actors.services.volumes import editable
 
@@ -81,6 +82,9 @@ def _url(pool: str, volume: Volume) -> str:
 
 async def post_volumes(request: web.Request) -> web.StreamResponse:
     """Create a custom volume: an empty one at once, anything else as an operation."""
+    if request.content_type == "application/octet-stream":
+        use_cases(request).life.check_pool(request.match_info["pool"], request.match_info.get("type", "custom"))
+        return await post_upload(request)
     body = await read_body(request)
     post = decode_json(body, VolumesPost)
     pool, project = request.match_info["pool"], project_of(request)

@@ -84,6 +84,13 @@ class VolumeService:
 
     # --- creating -------------------------------------------------------------------------------------------
 
+    def check_pool(self, pool: str, type_: str) -> None:
+        """Raise what keeps any volume of this type from being made in a pool."""
+        self._tools.check_type(type_)
+        if type_ != "custom":
+            raise BadRequestError(f'Currently not allowed to create storage volumes of type "{type_}"')
+        self._tools.pool(pool)
+
     def check_new(self, pool: str, type_: str, post: VolumesPost) -> None:
         """Raise what is wrong with a request for a new volume, before an operation begins."""
         self._tools.check_type(type_)

@@ -241,3 +241,24 @@ def test_what_one_member_cannot_make_nobody_keeps(incus, cluster, tmp_path) -> N
     incus("storage", "create", "part", "dir")
     assert "status: Created" in incus("storage", "show", "part")
     incus("storage", "delete", "part")
+
+
+def test_backups_and_images(incus, cluster, tmp_path) -> None:
+    incus("storage", "volume", "create", "fast", "b", "--target", "m3")
+    path = cluster.members[2].directory / "storage-pools/fast/custom/default_b"
+    (path / "file").write_text("kept")
+    incus("storage", "volume", "snapshot", "create", "fast", "b", "s1")
+    archive, image = tmp_path / "b.tar.gz", tmp_path / "x.iso"
+    incus("storage", "volume", "export", "fast", "b", str(archive))
+    incus("storage", "volume", "import", "fast", str(archive), "b2", "--target", "m1")
+    restored = cluster.members[0].directory / "storage-pools/fast/custom/default_b2"
+    assert (restored / "file").read_text() == "kept"
+    assert ("b2/s1", "m1") in volumes(incus)
+    image.write_bytes(b"iso" * 1000)
+    incus("storage", "volume", "import", "fast", str(image), "cd", "--type=iso")
+    assert "content_type: iso" in incus("storage", "volume", "show", "fast", "cd")
+    assert "Unsupported compression" in incus.fails(
+        "storage", "volume", "import", "fast", str(image), "x", "--type=backup"
+    )
+    for member in cluster.members:
+        assert not list((member.directory / "backups/custom").glob("*/*"))

@@ -103,7 +103,9 @@ class ServiceKit:
     async def sql(self, *statements: str) -> None:
         """Write rows of parts that are not here."""
         outcome = await self.consensus.propose(
-            Transaction(tuple(Statement(sql) for sql in statements), topics=("members", "storage", "config", "networks"))
+            Transaction(
+                tuple(Statement(sql) for sql in statements), topics=("members", "storage", "config", "networks")
+            )
         )
         assert outcome.applied, outcome
 

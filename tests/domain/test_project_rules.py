@@ -113,14 +113,18 @@ def test_what_instances_are_given_together(key, limit, subjects, text):
         (
             "containers",
             "0",
-            'Can\'t change "limits.containers" in project "p": "limits.containers" is too low: there currently are 1'
-            ' instances of type container in project "p"',
+            (
+                'Can\'t change "limits.containers" in project "p": "limits.containers" is too low: there currently are 1'
+                ' instances of type container in project "p"'
+            ),
         ),
         (
             "instances",
             "0",
-            'Can\'t change limits.instances in project "p": "limits.instances" is too low: there currently are 1 total'
-            ' instances in project "p"',
+            (
+                'Can\'t change limits.instances in project "p": "limits.instances" is too low: there currently are 1 total'
+                ' instances in project "p"'
+            ),
         ),
         ("memory", "256MiB", '"limits.memory" is too low: current total is "512.0MiB"'),
         ("cpu", "1", '"limits.cpu" is too low: current total is "2"'),

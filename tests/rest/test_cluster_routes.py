@@ -36,7 +36,9 @@ class Api:
         server.config["core.https_address"] = server.address
         self.events = EventHub(location=lambda: server.identity.location)
         self.seen: list[dict[str, Any]] = []
-        self.events.tap(lambda event: self.seen.append(json.loads(event.encoded)) if event.kind == "lifecycle" else None)
+        self.events.tap(
+            lambda event: self.seen.append(json.loads(event.encoded)) if event.kind == "lifecycle" else None
+        )
 
     async def open(self, stack: contextlib.AsyncExitStack) -> Api:
         server = self.server

@@ -211,14 +211,16 @@ async def test_a_project_has_no_room_or_forbids_it(machine):
         wanted = {**config, **changed}
         statements = [Statement("DELETE FROM projects_config WHERE project_id = 1 AND key NOT LIKE 'features.%'")]
         statements += [
-            Statement("INSERT INTO projects_config (project_id, key, value) VALUES (1, ?, ?)", (key.replace("__", "."), value))
+            Statement(
+                "INSERT INTO projects_config (project_id, key, value) VALUES (1, ?, ?)", (key.replace("__", "."), value)
+            )
             for key, value in sorted(wanted.items())
         ]
         assert (await projects.propose(Transaction(tuple(statements), topics=("projects",)))).applied
 
     await set_config()
     creator = machine.instances.creator
-    with pytest.raises(ApiError, match="^Failed checking if instance creation allowed: .*Privileged containers are"):
+    with pytest.raises(ApiError, match=r"^Failed checking if instance creation allowed: .*Privileged containers are"):
         creator.check("default", post(config={"security.privileged": "true"}))
     with pytest.raises(ApiError, match=r'^Setting "volatile.x" on container "c1" in project "default" is forbidden$'):
         creator.check("default", post(config={"volatile.x": "1"}))

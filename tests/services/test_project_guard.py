@@ -68,14 +68,14 @@ async def test_restrictions_of_a_project_that_has_something_in_it(kit):
     await change(kit, restricted="true", restricted__containers__privilege="allow")
     await kit.services.profiles.update("p", "default", ProfilePut(config={}, devices=ROOT))
     await change(kit, restricted__containers__privilege="unprivileged")
-    with pytest.raises(MemberError, match="^Failed checking if profile update allowed: .* Privileged containers are"):
+    with pytest.raises(MemberError, match=r"^Failed checking if profile update allowed: .* Privileged containers are"):
         await kit.services.profiles.update("p", "default", privileged)
-    with pytest.raises(MemberError, match="^Failed checking if profile creation allowed: .* Privileged containers are"):
+    with pytest.raises(MemberError, match=r"^Failed checking if profile creation allowed: .* Privileged containers are"):
         await kit.services.profiles.create("p", ProfilesPost(name="x", config={"security.privileged": "true"}))
 
 
 async def test_projects_that_share_profiles_can_not_be_restricted(kit):
-    with pytest.raises(BadRequestError, match="^Projects without their own profiles cannot be restricted$"):
+    with pytest.raises(BadRequestError, match=r"^Projects without their own profiles cannot be restricted$"):
         await kit.services.projects.create(
             ProjectsPost(name="q", config={"features.profiles": "false", "restricted": "true"})
         )

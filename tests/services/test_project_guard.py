@@ -70,7 +70,9 @@ async def test_restrictions_of_a_project_that_has_something_in_it(kit):
     await change(kit, restricted__containers__privilege="unprivileged")
     with pytest.raises(MemberError, match=r"^Failed checking if profile update allowed: .* Privileged containers are"):
         await kit.services.profiles.update("p", "default", privileged)
-    with pytest.raises(MemberError, match=r"^Failed checking if profile creation allowed: .* Privileged containers are"):
+    with pytest.raises(
+        MemberError, match=r"^Failed checking if profile creation allowed: .* Privileged containers are"
+    ):
         await kit.services.profiles.create("p", ProfilesPost(name="x", config={"security.privileged": "true"}))
 
 

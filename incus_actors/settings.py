@@ -31,6 +31,7 @@ class Settings:
     debug: bool = False
     verbose: bool = False
     log_format: str = "text"
+    discoverable: bool = False  #: wait to be found on the local network, unless it is a member already
     instance_driver: str = "auto"  #: auto, lxc or process; from INCUS_ACTORS_DRIVER
 
     @property

@@ -1,6 +1,6 @@
 """`incus-actors admin init`: everything from a fresh daemon to a working server or member.
 
-Owns the modes (questions, --preseed, --auto, --minimal, --dump), which flags go together, and how failures
+Owns the modes (questions, --preseed, --auto, --minimal, --dump, --discover), which flags go together, and how failures
 are told; the questions, preseeds and joins have modules of their own. Talks to this machine's daemon only.
 """
 
@@ -41,6 +41,7 @@ class Automatic:
 
 @click.command(cls=ClientCommand)
 @click.option("--auto", is_flag=True, help="Automatic (non-interactive) mode")
+@click.option("--discover", is_flag=True, help="Find the other servers on the local network and form a cluster")
 @click.option("--dump", is_flag=True, help="Dump YAML config to stdout")
 @click.option("--minimal", is_flag=True, help="Minimal configuration (non-interactive)")
 @click.option("--network-address", default="", help="Address to bind to (default: none)")
@@ -52,6 +53,7 @@ class Automatic:
 @click.option("--storage-pool", default="", help="Storage pool to use or create")
 def init(
     auto: bool,
+    discover: bool,
     dump: bool,
     minimal: bool,
     network_address: str,
@@ -64,7 +66,7 @@ def init(
 ) -> None:
     """Configure the daemon."""
     automatic = Automatic(network_address, network_port, storage_backend, create_device, create_loop, storage_pool)
-    _check_flags(auto=auto, dump=dump, minimal=minimal, preseed=preseed, automatic=automatic)
+    _check_flags(auto=auto, discover=discover, dump=dump, minimal=minimal, preseed=preseed, automatic=automatic)
     client = local_daemon()
     try:
         if dump:
@@ -77,6 +79,10 @@ def init(
             from incus_actors.cli.init_auto import automatic_preseed
 
             apply(client, automatic_preseed(client, automatic))
+        elif discover:
+            from incus_actors.cli.init_discover import form
+
+            form(client)
         else:
             _interactive(client)
     except PreseedError as problem:
@@ -85,7 +91,7 @@ def init(
         raise click.ClickException(str(problem)) from None
 
 
-def _check_flags(*, auto: bool, dump: bool, minimal: bool, preseed: bool, automatic: Automatic) -> None:
+def _check_flags(*, auto: bool, discover: bool, dump: bool, minimal: bool, preseed: bool, automatic: Automatic) -> None:
     """Raise ClickException, in the stock client's words, for flags that don't go together."""
     if auto and preseed:
         raise click.ClickException("Can't use --auto and --preseed together")
@@ -93,8 +99,10 @@ def _check_flags(*, auto: bool, dump: bool, minimal: bool, preseed: bool, automa
         raise click.ClickException("Can't use --minimal and --preseed together")
     if minimal and auto:
         raise click.ClickException("Can't use --minimal and --auto together")
-    if dump and (auto or minimal or preseed or automatic.given()):
+    if dump and (auto or minimal or preseed or discover or automatic.given()):
         raise click.ClickException("Can't use --dump with other flags")
+    if discover and (auto or minimal or preseed or automatic.given()):
+        raise click.ClickException("Can't use --discover with other flags")
     if not auto and automatic.given():
         raise click.ClickException("Configuration flags require --auto")
 

@@ -41,6 +41,8 @@ or is otherwise never expected to come back up.
     cls=ClientGroup,
     places={
         "add": (_TOKENS + "add", "Request a join token for adding a cluster member"),
+        "announce": (_DISCOVERY + "announce", "Let this server be found and joined to a cluster"),
+        "discover": (_DISCOVERY + "discover", "Find servers on the local network that wait to be joined"),
         "edit": (_HERE + "edit", "Edit cluster member configurations as YAML"),
         "enable": (_HERE + "enable", "Enable clustering on a single non-clustered server"),
         "get": (_HERE + "get_", "Get values for cluster member configuration keys"),

@@ -44,6 +44,7 @@ class Subcommands(click.Group):
     default=None,
     help="Log lines for people or for machines (default: text on a terminal, json elsewhere)",
 )
+@click.option("--discoverable", is_flag=True, help="Wait to be found and joined to a cluster, unless in one already")
 @click.version_option(__version__, message="%(version)s")
 @click.pass_context
 def main(
@@ -53,6 +54,7 @@ def main(
     debug: bool,
     verbose: bool,
     log_format: str | None,
+    discoverable: bool,
 ) -> None:
     """Run the incus_actors daemon in the foreground (state in $INCUS_DIR, default /var/lib/incus-actors)."""
     if context.invoked_subcommand is not None:
@@ -64,6 +66,7 @@ def main(
         debug=debug,
         verbose=verbose,
         log_format=log_format or ("text" if sys.stderr.isatty() and logfile is None else "json"),
+        discoverable=discoverable,
         instance_driver=os.environ.get("INCUS_ACTORS_DRIVER", "auto"),
     )
     try:

@@ -49,11 +49,11 @@ def ask(client: ApiClient, server: dict[str, Any]) -> Decisions:
     if ask_bool("Would you like to use clustering? (yes/no) [default=no]: ", "no"):
         if server["environment"].get("server_clustered"):
             raise click.ClickException("This server is already clustered")
-        address = _ask_own_address(server)
+        address = ask_own_address(server)
         if ask_bool("Are you joining an existing cluster? (yes/no) [default=no]: ", "no"):
             return Decisions(preseed, _ask_joining(address))
         preseed.config["core.https_address"] = address
-        name = _ask_member_name()
+        name = ask_member_name()
         preseed.cluster = entry("cluster", server_name=name, enabled=True)
         _ask_password(preseed)
     ask_storage(client, server, preseed)
@@ -75,7 +75,8 @@ def ask_print() -> bool:
 # -- clustering -------------------------------------------------------------------------------------------------------
 
 
-def _ask_own_address(server: dict[str, Any]) -> str:
+def ask_own_address(server: dict[str, Any]) -> str:
+    """Ask where this server is reached; return host:port."""
     config = server.get("config") or {}
     configured = str(config.get("cluster.https_address") or config.get("core.https_address") or "")
     default = init_checks.own_address()
@@ -87,7 +88,8 @@ def _ask_own_address(server: dict[str, Any]) -> str:
     return normalise(text)
 
 
-def _ask_member_name() -> str:
+def ask_member_name() -> str:
+    """Ask what this server is called in the cluster."""
     default = socket.gethostname() or "localhost"
     return ask_text(
         f"What member name should be used to identify this server in the cluster? [default={default}]: ",
@@ -136,7 +138,7 @@ def _with_token(text: str, address: str) -> Joining:
 
 
 def _without_token(address: str) -> Joining:
-    name = _ask_member_name()
+    name = ask_member_name()
     found: list[joining.Member] = []
 
     def check(text: str) -> None:

@@ -148,8 +148,19 @@ class MemberDaemon:
         interval_s = service_manager.watchdog_interval_s()
         if interval_s is not None:
             spawn(self._feed_watchdog(interval_s), name="watchdog")
+        if self._settings.discoverable and not parts.identity.clustered:
+            spawn(self._wait_to_be_found(parts), name="discovery")
         gc.collect()
         gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
+
+    @staticmethod
+    async def _wait_to_be_found(parts: Parts) -> None:
+        from incus_actors.rest.discovery_agent import agent  # zeroconf and all: only where it is wanted
+
+        try:
+            await agent(parts.gateway).start()
+        except ApiError as problem:
+            log.error("--discoverable: %s", problem)
 
     async def _rejoin(self, lost: str) -> None:
         """Get a new id and an empty database before anything runs on the old ones (CONSENSUS 3.5)."""
@@ -271,6 +282,8 @@ class MemberDaemon:
             return
         self._stopped = True
         parts.gateway.phase = "stopping"
+        if parts.gateway.discovery is not None:
+            await parts.gateway.discovery.stop()
         await parts.operations.stop()
         parts.services.config.stop()
         parts.services.volumes.schedule.stop()

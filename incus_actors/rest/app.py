@@ -35,6 +35,7 @@ ROUTE_MODULES = (
     "exec",
     "image",
     "operation",
+    "discovery",
     "internal",
     "sql",
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operations
     from incus_actors.gateway.routing import Routing
     from incus_actors.identity import Identity
+    from incus_actors.rest.discovery_agent import DiscoveryAgent
     from incus_actors.services.registry import Services
     from incus_actors.settings import Settings
     from incus_actors.state.database import Database
@@ -51,6 +52,7 @@ class Gateway:
     actor_tree: Callable[[], list[Any]] = list
     role_journal: Callable[[], list[dict[str, Any]]] = list
     phase: Phase = "starting"
+    discovery: DiscoveryAgent | None = None  #: while this server waits to be joined (rest/discovery_agent.py)
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)

@@ -22,6 +22,7 @@ class LazyGroup(ClientGroup):
         "actors": "incus_actors.cli.inspect:actors",
         "admin": "incus_actors.cli.admin:admin",
         "bench": "incus_actors.cli.bench:bench",
+        "chaos": "incus_actors.cli.chaos:chaos",
         "cluster": "incus_actors.cli.cluster:cluster",
         "config": "incus_actors.cli.config:config",
         "demo": "incus_actors.cli.demo:demo",

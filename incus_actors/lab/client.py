@@ -41,12 +41,21 @@ class UnixClient:
 
     def request(self, method: str, path: str, body: object = None, *, timeout_s: float = 30.0) -> Any:
         """Return the metadata of the answer; an operation's object for asynchronous answers."""
+        return self.exchange(method, path, body, timeout_s=timeout_s)[0]
+
+    def exchange(
+        self, method: str, path: str, body: object = None, *, if_match: str = "", timeout_s: float = 30.0
+    ) -> tuple[Any, str]:
+        """Return metadata and ETag of the answer; `if_match` is the ETag that the object must still have."""
         connection = _UnixConnection(self.path, timeout_s)
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if if_match:
+            headers["If-Match"] = if_match
         try:
             payload = None if body is None else json.dumps(body)
-            connection.request(method, path, payload, {"Content-Type": "application/json", "Connection": "close"})
+            connection.request(method, path, payload, headers)
             answer = connection.getresponse()
-            status, raw = answer.status, answer.read()
+            status, raw, etag = answer.status, answer.read(), answer.headers.get("ETag", "")
         except http.client.HTTPException as problem:
             raise ConnectionError(f"{method} {path}: {problem!r}") from problem
         finally:
@@ -54,7 +63,7 @@ class UnixClient:
         envelope = json.loads(raw)
         if status >= 400 or envelope.get("type") == "error":
             raise RequestFailedError(status, str(envelope.get("error", raw[:200])))
-        return envelope.get("metadata")
+        return envelope.get("metadata"), etag
 
     def get(self, path: str, *, timeout_s: float = 30.0) -> Any:
         """GET."""

@@ -76,6 +76,39 @@ class NetworkLab:
         """Take a member's link up again."""
         _ip("link", "set", self._outside(member), "up")
 
+    def drop_from(self, member: int, sources: list[int]) -> None:
+        """Drop every packet that arrives at `member` from these others: they hear it, it doesn't hear them."""
+        addresses = ", ".join(self.address(source) for source in sources)
+        self._nft(
+            member,
+            "add table inet lab",
+            "add chain inet lab input { type filter hook input priority 0; policy accept; }",
+            f"add rule inet lab input ip saddr {{ {addresses} }} drop",
+        )
+
+    def hear_all(self, member: int) -> None:
+        """Undo `drop_from`."""
+        self._nft(member, "add table inet lab", "delete table inet lab")
+
+    def reset_connections(self, member: int) -> None:
+        """Reset every TCP connection that a member has with others (both sides see it)."""
+        subprocess.run(
+            [*self.enter(member), "ss", "-K", "-t", "-n", "state", "established", "dst", f"{self.subnet}.0/24"],
+            check=False,
+            capture_output=True,
+            timeout=30,
+        )
+
+    def _nft(self, member: int, *commands: str) -> None:
+        subprocess.run(
+            [*self.enter(member), "nft", "-f", "-"],
+            input="\n".join([*commands, ""]),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
     def down(self) -> None:
         """Remove everything; nothing there is fine."""
         for member in range(1, self.members + 1):

@@ -1,0 +1,337 @@
+"""What breaks a cluster of real daemons, and mends it again: one class per fault.
+
+Owns the faults that it starts; chaos.py chooses them by its seed. Each says what it did, and `end` always leaves the
+machine as it was. Must never break more than a cluster can survive: a majority of disks stays honest.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from incus_actors.lab.cluster import LabCluster, wait_for
+from incus_actors.lab.disks import SmallDisk
+from incus_actors.lab.network import NetworkLab
+from incus_actors.lab.processes import LabMember
+
+BURNER = "while True: pass"
+
+
+@dataclass
+class Stage:
+    """What a fault works on."""
+
+    cluster: LabCluster
+    network: NetworkLab
+    rng: random.Random
+    disks: dict[str, SmallDisk] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+    retire: Callable[[LabMember], None] = lambda _member: None  #: no client may ask it any more
+    readmit: Callable[[LabMember], None] = lambda _member: None
+
+    @property
+    def members(self) -> list[LabMember]:
+        """All of them."""
+        return self.cluster.members
+
+    def number(self, member: LabMember) -> int:
+        """The number of a member in the network."""
+        return self.cluster.members.index(member) + 1
+
+    def victim(self) -> LabMember:
+        """One member: every other time the leader, if there is one."""
+        leader = self.cluster.leader() if self.rng.random() < 0.5 else None
+        return leader or self.rng.choice(self.members)
+
+    def minority(self) -> list[LabMember]:
+        """Fewer than half of the members."""
+        return self.rng.sample(self.members, self.rng.randint(1, (len(self.members) - 1) // 2))
+
+
+class Fault(Protocol):
+    """Begins, lasts for some seconds, ends."""
+
+    lasts_s: ClassVar[tuple[float, float]]
+
+    def begin(self, stage: Stage) -> str:
+        """Break something; return what, for the record."""
+
+    def end(self, stage: Stage) -> None:
+        """Mend it."""
+
+
+class Kill:
+    """SIGKILL of one member, and its start some time later."""
+
+    lasts_s: ClassVar = (0.1, 4.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.member = stage.victim()
+        self.member.kill()
+        return f"kill {self.member.name}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        self.member.start()
+
+
+class PowerLoss:
+    """SIGKILL of everybody at once."""
+
+    lasts_s: ClassVar = (0.1, 1.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        for member in stage.members:
+            member.signal(signal.SIGKILL)
+        for member in stage.members:
+            member.kill()
+        return "power loss"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        for member in stage.members:
+            member.start()
+
+
+class Stop:
+    """SIGTERM with handover, and a start."""
+
+    lasts_s: ClassVar = (0.1, 2.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.member = stage.victim()
+        begin = time.monotonic()
+        code = self.member.stop(timeout_s=30)
+        return f"stop {self.member.name} (exit code {code} after {time.monotonic() - begin:.1f} s)"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        self.member.start()
+
+
+class Pause:
+    """SIGSTOP and SIGCONT, of one member or of a minority."""
+
+    lasts_s: ClassVar = (0.2, 5.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.paused = [stage.victim()] if stage.rng.random() < 0.7 else stage.minority()
+        for member in self.paused:
+            member.signal(signal.SIGSTOP)
+        return f"pause {', '.join(m.name for m in self.paused)}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        for member in self.paused:
+            if member.running:
+                member.signal(signal.SIGCONT)
+
+
+class CutLink:
+    """A member's cable is pulled: silence in both directions."""
+
+    lasts_s: ClassVar = (0.3, 6.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.member = stage.victim()
+        stage.network.cut(stage.number(self.member))
+        return f"cut {self.member.name}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        stage.network.heal(stage.number(self.member))
+
+
+class Partition:
+    """Packets between some members are dropped: two halves, a ring of overlapping majorities, or one way only."""
+
+    lasts_s: ClassVar = (0.3, 6.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        names = list(range(1, len(stage.members) + 1))
+        stage.rng.shuffle(names)
+        kind = stage.rng.choice(["halves", "one-way", "ring" if len(names) > 3 else "bridge"])
+        self.blocked: dict[int, list[int]] = {}  #: by number: whom it doesn't hear
+        if kind == "halves":
+            cut = len(names) // 2
+            for one in names[:cut]:
+                for other in names[cut:]:
+                    self._block(one, other)
+                    self._block(other, one)
+        elif kind == "one-way":
+            for other in names[1:] if stage.rng.random() < 0.5 else names[1:2]:
+                self._block(names[0], other)
+        elif kind == "ring":
+            for position, member in enumerate(names):
+                self._block(member, names[(position + 2) % len(names)])
+                self._block(names[(position + 2) % len(names)], member)
+        else:
+            self._block(names[0], names[1])
+            self._block(names[1], names[0])
+        for member, sources in self.blocked.items():
+            stage.network.drop_from(member, sources)
+        what = "; ".join(f"m{m} hears nothing of {', '.join(f'm{s}' for s in ss)}" for m, ss in self.blocked.items())
+        return f"partition ({kind}): {what}"
+
+    def _block(self, member: int, source: int) -> None:
+        sources = self.blocked.setdefault(member, [])
+        if source not in sources:
+            sources.append(source)
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        for member in self.blocked:
+            stage.network.hear_all(member)
+
+
+class ResetStorm:
+    """All connections of one member are reset, several times, while it lives."""
+
+    lasts_s: ClassVar = (0.0, 0.2)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        member = stage.victim()
+        for _ in range(stage.rng.randint(1, 6)):
+            stage.network.reset_connections(stage.number(member))
+            time.sleep(stage.rng.random() * 0.3)
+        return f"resets at {member.name}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+
+
+class FullDisk:
+    """A member's disk runs full; at times a majority's."""
+
+    lasts_s: ClassVar = (1.0, 6.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        count = len(stage.members) // 2 + 1 if stage.rng.random() < 0.3 else 1
+        self.full = [stage.victim()] if count == 1 else stage.rng.sample(stage.members, count)
+        for member in self.full:
+            stage.disks[member.name].fill()
+        return f"disk full at {', '.join(m.name for m in self.full)}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        for member in self.full:
+            stage.disks[member.name].free()
+
+
+class BusyCpu:
+    """Busy loops beside the daemons."""
+
+    lasts_s: ClassVar = (2.0, 6.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.burners = [subprocess.Popen([sys.executable, "-c", BURNER], stdin=subprocess.DEVNULL) for _ in range(4)]
+        return f"{len(self.burners)} busy loops"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        for burner in self.burners:
+            burner.kill()
+            burner.wait(timeout=10)
+
+
+class ForgetWrites:
+    """A disk that lied: the end of a killed member's log is gone, or all of its database."""
+
+    lasts_s: ClassVar = (0.0, 1.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        stage.cluster.wait_until_healthy(60)  # the others must have everything: it may be the third copy
+        self.member = stage.victim()
+        self.member.kill()
+        database = self.member.directory / "database"
+        if stage.rng.random() < 0.3:
+            shutil.rmtree(database)
+            return f"{self.member.name} lost its database"
+        lost = stage.rng.randint(1, 40)
+        log = sqlite3.connect(database / "log.db")
+        with log:
+            last = log.execute("SELECT MAX(idx) FROM entries").fetchone()[0] or 0
+            log.execute("DELETE FROM entries WHERE idx > ?", (last - lost,))
+            log.execute("DELETE FROM configs WHERE idx > ?", (last - lost,))
+        log.close()
+        return f"{self.member.name} lost the last {lost} entries of its log"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        self.member.start()
+        self.member.wait_until_ready(60)
+        stage.cluster.wait_until_healthy(60)
+
+
+class RemoveMember:
+    """A member is removed and joins again with a token."""
+
+    lasts_s: ClassVar = (0.5, 2.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        stage.cluster.wait_until_healthy(60)
+        self.member = stage.rng.choice(stage.members[1:])
+        stage.retire(self.member)
+        other = next(m for m in stage.members if m is not self.member)
+        other.client.run("DELETE", f"/1.0/cluster/members/{self.member.name}", timeout_s=60)
+        return f"remove {self.member.name}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        wait_for(
+            lambda: not self.member.client.get("/1.0")["environment"]["server_clustered"],
+            f"{self.member.name} is standalone",
+        )
+        stage.cluster.join(self.member)
+        stage.cluster.wait_until_healthy(60)
+        stage.readmit(self.member)
+
+
+#: How often each is chosen. Those that need a whole cluster are never combined with another.
+WEIGHTS: dict[type[Fault], int] = {
+    Kill: 6,
+    PowerLoss: 1,
+    Stop: 3,
+    Pause: 5,
+    CutLink: 4,
+    Partition: 5,
+    ResetStorm: 3,
+    FullDisk: 3,
+    BusyCpu: 2,
+    ForgetWrites: 1,
+    RemoveMember: 1,
+}
+ALONE: frozenset[type[Fault]] = frozenset({PowerLoss, ForgetWrites, RemoveMember})
+#: Faults of the process, of which two at once would only undo each other.
+PROCESS: frozenset[type[Fault]] = frozenset({Kill, Stop, Pause, ResetStorm})
+
+
+def choose(rng: random.Random) -> list[type[Fault]]:
+    """Return one fault, at times two of different kinds that go together."""
+    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
+    first = rng.choices(kinds, weights)[0]
+    if first in ALONE or rng.random() < 0.7:
+        return [first]
+    second = rng.choices(kinds, weights)[0]
+    if second in ALONE or second is first or {first, second} <= PROCESS:
+        return [first]
+    return [first, second]

@@ -40,7 +40,7 @@ class Dialogue:
     def __init__(self, shell: Any, *arguments: str) -> None:
         command = [*shell.member.enter, *OURS, *arguments]
         self.child = pexpect.spawn(
-            command[0], command[1:], env=shell.environment, encoding="utf8", timeout=30, dimensions=(50, 400)
+            command[0], command[1:], env=shell.environment, encoding="utf8", timeout=90, dimensions=(50, 400)
         )
         self.child.delaybeforesend = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -284,16 +285,20 @@ def _backup(directory: Path) -> Path:
     """Copy the database beside itself, durably. Raises LogLockedError while a daemon has it, OSError."""
     held = lock(directory)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    target = directory.with_name(f"{directory.name}.backup-{stamp}-{time.time_ns() % 1000:03d}")
+    target: Path | None = None
     try:
-        shutil.copytree(directory, target, ignore=shutil.ignore_patterns(fmt.LOCK_NAME, fmt.BALLAST_NAME, "snap-*"))
+        # Made by mkdtemp: a name of its own, so that no earlier copy is ever written over or removed below.
+        target = Path(tempfile.mkdtemp(prefix=f"{directory.name}.backup-{stamp}-", dir=directory.parent))
+        ignored = shutil.ignore_patterns(fmt.LOCK_NAME, fmt.BALLAST_NAME, "snap-*")
+        shutil.copytree(directory, target, ignore=ignored, dirs_exist_ok=True)
         for path in target.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_directory(target)
         sync_directory(target.parent)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        if target is not None:
+            shutil.rmtree(target, ignore_errors=True)
         raise
     finally:
         os.close(held)

@@ -54,6 +54,10 @@ def test_recovery_asks_as_incus_does(directory: Path) -> None:
     assert next(directory.glob("database.backup-*")).name in said
     assert run("admin", "cluster", "recover-from-quorum-loss", "-q") == (0, "")
     assert overview(directory / "database").epoch == 3
+    for _ in range(5):  # within one second: each has a copy of its own, and none of the earlier ones is touched
+        assert run("cluster", "recover-from-quorum-loss", "-q") == (0, "")
+    copies = sorted(overview(copy).epoch for copy in directory.glob("database.backup-*"))
+    assert copies == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("command", ["edit", "recover-from-quorum-loss", "rejoin"])

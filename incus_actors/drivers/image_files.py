@@ -100,6 +100,12 @@ class ImageFileStore:
         metadata = self._directory / fingerprint
         if not metadata.is_file():
             return None
+        try:
+            return self._read(fingerprint, metadata)
+        except FileNotFoundError:  # deleted meanwhile
+            return None
+
+    def _read(self, fingerprint: str, metadata: Path) -> ImageFiles:
         rootfs: Path | None = self._rootfs(fingerprint)
         size = metadata.stat().st_size
         kind, compression = image_archive.sniff(metadata)

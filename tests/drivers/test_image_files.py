@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from drivers_kit import stream
 
+from incus_actors.drivers import image_archive
 from incus_actors.drivers.base import ProgressReport
 from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.tiny_image import TinyImage
@@ -113,3 +114,17 @@ async def test_only_fingerprints_name_files(store: ImageFileStore, name: str) ->
         store.get(name)
     with pytest.raises(ValueError, match="no fingerprint"):
         await store.delete(name)
+
+
+async def test_an_image_deleted_while_it_is_looked_up_is_gone(
+    store: ImageFileStore, tarball: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprint = (await store.add(stream(tarball.read_bytes()))).files.fingerprint
+    sniff = image_archive.sniff
+
+    def deleted_first(path: Path) -> tuple[str, str]:
+        path.unlink()
+        return sniff(path)
+
+    monkeypatch.setattr(image_archive, "sniff", deleted_first)
+    assert store.get(fingerprint) is None

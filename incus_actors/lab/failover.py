@@ -15,12 +15,15 @@ from typing import Any
 
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster, wait_for
+from incus_actors.lab.disk_probe import DiskProbe
 from incus_actors.lab.processes import LabMember
 from incus_actors.lab.writers import Attempt, LostWrite, Writer, first_accepted_after, longest_gap_ns, lost_writes
 
 HOWS = ("kill", "cut", "stop")
 WRITERS_PER_MEMBER = 2
 OBSERVER_LATE_MS = 100.0
+BEFORE_STOP_NS = 200_000_000
+AFTER_STOP_S = 1.0
 NOT_BACK = "the cluster did not become healthy again"
 
 
@@ -38,6 +41,7 @@ class Round:
     acknowledged: int
     lost: int
     failure: str = ""
+    disk_ms: float | None = None  #: the observer's longest synced write of 4 KiB meanwhile
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -113,16 +117,18 @@ def run_round(cluster: LabCluster, how: str, number: int, rng: random.Random, li
     writers = [
         Writer(m, f"user.bench-{m.name}-{i}", timeout_s=limit_s) for m in survivors for i in range(WRITERS_PER_MEMBER)
     ]
-    for writer in writers:
-        writer.start()
-    time.sleep(0.3 + rng.random() * 0.3)
-    moment, done = break_leader(cluster, victim, how)
-    histories = _watch(writers, how, done, limit_s)
+    with DiskProbe(cluster.directory) as disk:
+        for writer in writers:
+            writer.start()
+        time.sleep(0.3 + rng.random() * 0.3)
+        moment, done = break_leader(cluster, victim, how)
+        histories = _watch(writers, victim if how == "stop" else None, done, limit_s)
+    begin, end = moment - BEFORE_STOP_NS, max(a.end_ns for h in histories for a in h)
     journal = role_journal(survivors)
     noticed, elected = phases(journal, moment)
     write: float | None
     if how == "stop":
-        write = longest_gap_ns(histories, moment - 200_000_000, max(a.end_ns for h in histories for a in h)) / 1e6
+        write = longest_gap_ns(histories, begin, end) / 1e6
     else:
         first = first_accepted_after(histories, done)
         write = None if first is None else (first - moment) / 1e6
@@ -135,16 +141,30 @@ def run_round(cluster: LabCluster, how: str, number: int, rng: random.Random, li
         lost = lost_writes(histories, survivors[0].client.get("/1.0")["config"])
     except (TimeoutError, RuntimeError, RequestFailedError, OSError) as problem:
         failure = failure or f"{NOT_BACK}: {problem}"
-    return Round(cluster.product, how, number, victim.name, noticed, elected, write, acknowledged, len(lost), failure)
+    return Round(
+        cluster.product,
+        how,
+        number,
+        victim.name,
+        noticed,
+        elected,
+        write,
+        acknowledged,
+        len(lost),
+        failure,
+        disk.longest_ms(begin, end),
+    )
 
 
-def _watch(writers: list[Writer], how: str, moment_ns: int, limit_s: float) -> list[list[Attempt]]:
-    """Let the writers go on until work was accepted again (and a little longer), or the limit."""
+def _watch(writers: list[Writer], stopping: LabMember | None, moment_ns: int, limit_s: float) -> list[list[Attempt]]:
+    """Let the writers go on until work was accepted again (and a little longer), or the limit; while a member is
+    stopping, until it has ended and a second has passed."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         time.sleep(0.05)
-        if how == "stop":
-            if time.monotonic_ns() - moment_ns > 8e9:
+        if stopping is not None:
+            if not stopping.running:
+                time.sleep(AFTER_STOP_S)
                 break
         elif first_accepted_after([list(w.history) for w in writers], moment_ns) is not None:
             time.sleep(0.2)

@@ -63,7 +63,8 @@ def _line(item: Round) -> str:
 
     text = f"{item.product:13} {item.how:5} #{item.number:<3} {item.victim}: noticed {ms(item.noticed_ms)}, "
     text += (
-        f"elected {ms(item.elected_ms)}, write {ms(item.write_ms)}, {item.acknowledged} acknowledged, {item.lost} lost"
+        f"elected {ms(item.elected_ms)}, write {ms(item.write_ms)}, {item.acknowledged} acknowledged, {item.lost} lost, "
+        f"disk {ms(item.disk_ms)}"
     )
     return text + (f"  FAILED: {item.failure}" if item.failure else "")
 

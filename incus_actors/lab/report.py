@@ -70,7 +70,7 @@ def failover_table(rounds: Sequence[Round]) -> Table:
     table = Table(title="Failover (milliseconds, observer's clock)", title_justify="left")
     for heading in ("what", "product", "rounds", "noticed p50", "elected p50"):
         table.add_column(heading)
-    for heading in ("write p50", "p90", "max", "acked", "lost", "failed"):
+    for heading in ("write p50", "p90", "max", "acked", "lost", "failed", "disk p50", "disk max"):
         table.add_column(heading, justify="right")
     for how, product in sorted({(r.how, r.product) for r in rounds}, key=lambda k: (list(HOW_TEXT).index(k[0]), k[1])):
         mine = [r for r in rounds if (r.how, r.product) == (how, product)]
@@ -87,6 +87,8 @@ def failover_table(rounds: Sequence[Round]) -> Table:
             str(sum(r.acknowledged for r in mine)),
             str(sum(r.lost for r in mine)),
             str(sum(bool(r.failure) for r in mine)),
+            _median(r.disk_ms for r in mine),
+            _longest(r.disk_ms for r in mine),
         )
     return table
 
@@ -96,10 +98,16 @@ def _median(values: Iterable[float | None]) -> str:
     return f"{quantile(known, 0.5):.1f}" if known else "–"
 
 
+def _longest(values: Iterable[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{max(known):.0f}" if known else "–"
+
+
 def show_failover(rounds: Sequence[Round], *, not_measured: str = "") -> None:
     """Print the table, and why there is no comparison if there is none."""
     console = Console(width=None if os.isatty(1) else 160)
     console.print(failover_table(rounds))
+    console.print("disk: the observer's own longest synced write of 4 KiB in a round; both products wait for this disk")
     if not_measured:
         console.print(f"real Incus: not measured ({not_measured})")
 

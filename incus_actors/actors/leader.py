@@ -1,6 +1,6 @@
 """Work that only the leader does: accepting and removing members, roles, expiry, cleaning up.
 
-Owns LeadershipActor (always there, starts and stops its child with leadership) and LeaderActor (one term long;
+Owns LeadershipActor (always there, starts and stops its children with leadership) and LeaderActor (one term long;
 everything that it commits is fenced by that term, so a deposed leader's work is refused). Services reach it by
 `leader_ref`. Must never keep anything that the next leader would need: all of it is in the database.
 """
@@ -27,6 +27,7 @@ from incus_actors.actors.leader_messages import (
     RemoveRaftNode,
     ReplaceMember,
 )
+from incus_actors.actors.placement import PlacementActor
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 PATH = "leader"
 WORK = "work"
+PLACEMENT = "placement"
 TICK_S = 1.0
 PENDING_GRACE_S = 120.0  #: a join without any sign of life for this long is undone
 ORPHAN_GRACE_S = 3600.0  #: an interactive join has this long between using its token and joining
@@ -76,12 +78,15 @@ class LeaderTools:
     tick_s: float = TICK_S
 
 
-def leader_ref(system: ActorSystem, consensus: Consensus) -> ActorRef:
-    """Return the reference of the present LeaderActor. Raises UnavailableError if no leader is known."""
+def leader_ref(system: ActorSystem, consensus: Consensus, *, child: str = WORK) -> ActorRef:
+    """Return the reference of the present LeaderActor, or of another `child` of its parent.
+
+    Raises UnavailableError if no leader is known.
+    """
     leader = consensus.status().leader
     if not leader:
         raise UnavailableError("The cluster has no leader at the moment", remedy="Look at `incus cluster list`.")
-    return system.ref(f"{PATH}/{WORK}", member=leader)
+    return system.ref(f"{PATH}/{child}", member=leader)
 
 
 class LeadershipActor(Actor):
@@ -113,10 +118,15 @@ class LeadershipActor(Actor):
         term = message.term if message.leads else 0
         if term != self._term:
             self._term = term
-            await self.context.stop_child(WORK)
+            tools = self._tools
+            for child in (WORK, PLACEMENT):
+                await self.context.stop_child(child)
             if term:
                 log.info("leading term %d", term)
-                await self.context.spawn_child(ChildSpec(WORK, lambda: LeaderActor(self._tools, term), "permanent"))
+                await self.context.spawn_child(ChildSpec(WORK, lambda: LeaderActor(tools, term), "permanent"))
+                await self.context.spawn_child(
+                    ChildSpec(PLACEMENT, lambda: PlacementActor(tools.database, tools.monotonic_s), "permanent")
+                )
         return None
 
 

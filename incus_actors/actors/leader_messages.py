@@ -84,3 +84,19 @@ class Nudge(msgspec.Struct, frozen=True, array_like=True):
 @remote_message("leader.hand_over")
 class HandOver(msgspec.Struct, frozen=True, array_like=True):
     """Make somebody else lead, because this member is about to leave for good."""
+
+
+@remote_message("leader.place")
+class PlaceInstance(msgspec.Struct, frozen=True, array_like=True):
+    """Which of these members shall have a new instance? Answered by Placed."""
+
+    project: str
+    name: str
+    members: tuple[int, ...]
+
+
+@remote_message("leader.placed")
+class Placed(msgspec.Struct, frozen=True, array_like=True):
+    """The same members, best first; the instance counts at the first one from now on."""
+
+    members: tuple[int, ...]

@@ -1,17 +1,23 @@
 """Where a new instance goes: filter the candidates, take the one with the fewest instances.
 
-Owns the pure rule; services/instances.py asks it, and puts the choice's preconditions into its transaction as
+Owns the pure rule; services/instance_placement.py asks it, and transactions_instances puts the choice's preconditions into its transaction as
 guards (`eligible_guard`), because a member may change between the choice and the commit. Must never look at the
-cluster itself.
+cluster itself. Requests that run at the same time are spread by `Reservations`: an instance counts from the moment at
+which it is placed, not only from when its row is committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from incus_actors.domain.members import MemberState
 from incus_actors.model.transaction import Guard
+
+#: An instance that has no row after so long has failed, or waits for an image: it counts no more.
+RESERVED_S: Final = 60.0
+RESERVATIONS_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +66,37 @@ def choose(
 def eligible_guard(member_id: int) -> Guard:
     """Return a guard (label "placement") that holds while the member is a full, not evacuated member."""
     return Guard("SELECT state FROM nodes WHERE id = ?", (member_id,), ((int(MemberState.CREATED),),), "placement")
+
+
+class Reservations:
+    """Instances that have been placed and have no row yet."""
+
+    def __init__(self) -> None:
+        self._placed: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def choose(
+        self,
+        key: tuple[str, str],
+        members: Sequence[int],
+        counts: Mapping[int, int],
+        *,
+        has_row: Callable[[tuple[str, str]], bool],
+        now_s: float,
+    ) -> list[int]:
+        """Return `members` with the emptiest first (of equals the lowest id), and count `key` there from now on.
+
+        `key`: project and name of the new instance; `counts`: rows of each member; `has_row`: whether such an
+        instance is among them; `now_s`: a monotonic clock.
+        """
+        self._placed = {
+            other: (member, until)
+            for other, (member, until) in self._placed.items()
+            if other != key and until > now_s and not has_row(other)
+        }
+        load = dict(counts)
+        for member, _ in self._placed.values():
+            load[member] = load.get(member, 0) + 1
+        order = sorted(members, key=lambda member: (load.get(member, 0), member))
+        if order and len(self._placed) < RESERVATIONS_MAX:
+            self._placed[key] = (order[0], now_s + RESERVED_S)
+        return order

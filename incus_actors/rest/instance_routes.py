@@ -6,6 +6,7 @@ services; they must hold no rule. Requests on an instance arrive at the member t
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,10 +124,14 @@ async def post_instances(request: web.Request) -> web.StreamResponse:
     body = await read_body(request)
     post = decode_json(body, InstancesPost)
     if not who.forwarded:
+        if not post.name:  # made up here, so that the leader and the member that makes it mean the same instance
+            post.name = creator.free_name(project)
+            body = json.dumps({**json.loads(body), "name": post.name}).encode()
         architecture = creator.image_architecture(project, post)
-        answer = await _create_elsewhere(
-            request, creator.place(request.query.get("target", ""), architecture=architecture, project=project), body
+        members = await _use_cases(request).placer.place(
+            request.query.get("target", ""), post.name, architecture=architecture, project=project
         )
+        answer = await _create_elsewhere(request, members, body)
         if answer is not None:
             return answer
     creator.check(project, post)

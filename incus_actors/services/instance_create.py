@@ -1,6 +1,6 @@
-"""New instances: where they go, what is wrong with the request, row first, then the volume (CONTRACT 8.3).
+"""New instances: what is wrong with the request, row first, then the volume (CONTRACT 8.3).
 
-Owns placement, validation with Incus' texts and the order of the steps; called by rest/instance_routes.py. The rows
+Owns validation with Incus' texts and the order of the steps; called by rest/instance_routes.py. The rows
 come first, marked "creating"; InstanceActor makes the volume and takes the mark away, or everything back.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import HIDDEN_PREFIX, check_config, is_true
 from incus_actors.domain.instances import ProfileLayer
 from incus_actors.domain.names import check_instance_name, petname
-from incus_actors.domain.placement import candidates
-from incus_actors.domain.project_rules import Subject, allowed_groups, check_target
+from incus_actors.domain.project_rules import Subject
 from incus_actors.domain.transactions_instances import NewInstance
 from incus_actors.drivers.base import InstanceSpec, ProgressReport
 from incus_actors.drivers.idmap import default_idmap
@@ -43,7 +41,7 @@ from incus_actors.model.instances import InstancesPost
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.services import project_guard
 from incus_actors.services.images import ImageService
-from incus_actors.services.instances import REFERENCE_S, WORK_S, Members
+from incus_actors.services.instances import REFERENCE_S, WORK_S
 from incus_actors.services.progress import Report, progress_text
 from incus_actors.state.queries import images as image_queries
 from incus_actors.state.queries import instances as queries
@@ -70,59 +68,25 @@ class InstanceCreator:
         self,
         host: Host,
         system: ActorSystem,
-        members: Members,
         images: ImageService,
         *,
-        clustered: Callable[[], bool],
         rng: random.Random,
     ) -> None:
         self._host = host
         self._system = system
-        self._members = members
         self._images = images
-        self._clustered = clustered
         self._rng = rng
 
     # --- before the operation -------------------------------------------------------------------------------
-
-    def place(self, target: str, *, architecture: str | None = None, project: str = "default") -> list[int]:
-        """Return the ids of the members for a new instance, best first. `target`: a member, "@group" or "".
-
-        Raises NotFoundError, BadRequestError, ForbiddenError (evacuated), MemberError when none will do.
-        """
-        if not self._clustered():
-            if target:
-                raise BadRequestError("Target only allowed when clustered")
-            return [self._host.member_id()]
-        members = self._members.candidates()
-        config = project_guard.config_of(self._host.database(), project)
-        if target and not target.startswith("@"):
-            named = [member for member in members if member.name == target]
-            if not named:
-                raise NotFoundError(f'Cluster member "{target}" not found')
-            check_target(config, target, named[0].groups)
-            if named[0].state == 2:
-                raise ForbiddenError("Cluster member is evacuated")
-            return [named[0].member_id]
-        group = target.removeprefix("@") or None
-        if group is not None and not self._group_exists(group):
-            raise BadRequestError(f'Cluster group "{group}" doesn\'t exist')
-        check_target(config, target, ())
-        allowed = allowed_groups(config)
-        if allowed is not None:
-            members = [member for member in members if member.groups & allowed]
-        fit = candidates(members, architecture=architecture, group=group)
-        if not fit:
-            raise MemberError("Couldn't find a cluster member for the instance")
-        return [member.member_id for member in fit]
-
-    def _group_exists(self, group: str) -> bool:
-        return bool(self._host.database().scalar("SELECT COUNT(*) FROM cluster_groups WHERE name = ?", (group,)))
 
     def image_architecture(self, project: str, post: InstancesPost) -> str | None:
         """Return the architecture that the member must be able to run, None if there is no such image."""
         found = self._image(project, post)
         return found.image.architecture if found else None
+
+    def free_name(self, project: str) -> str:
+        """Return a made-up name that no instance of the project has."""
+        return petname(self._rng, frozenset(queries.names(self._host.database(), project)))
 
     def check(self, project: str, post: InstancesPost) -> None:
         """Fill in a name; raise what is refused before the operation begins."""
@@ -147,7 +111,7 @@ class InstanceCreator:
         if queries.project_id(database, project) is None:
             raise NotFoundError("Project not found")
         if not post.name:
-            post.name = petname(self._rng, frozenset(queries.names(database, project)))
+            post.name = self.free_name(project)
         check_instance_name(post.name)
         found = queries.profile_ids(database, project, set(profiles_of(post)))
         for profile in profiles_of(post):

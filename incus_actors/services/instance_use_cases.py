@@ -14,14 +14,16 @@ from incus_actors.actors.system import ActorSystem
 from incus_actors.services.images import ImageService
 from incus_actors.services.instance_create import InstanceCreator
 from incus_actors.services.instance_exec import ExecService
+from incus_actors.services.instance_placement import InstancePlacer
 from incus_actors.services.instances import InstanceService, Members
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceUseCases:
-    """`life`: list, show, state, update, rename, delete; `creator`: new ones; `commands`: exec."""
+    """`life`: list, show, state, update, rename, delete; `placer`: where new ones go; `creator`: makes them; `commands`: exec."""
 
     life: InstanceService
+    placer: InstancePlacer
     creator: InstanceCreator
     commands: ExecService
 
@@ -37,7 +39,6 @@ def build(
     """Return the services of instances and images of one daemon."""
     images = ImageService(host, system, members)
     life = InstanceService(host, system, members)
-    creator = InstanceCreator(
-        host, system, members, images, clustered=clustered, rng=rng if rng is not None else random.SystemRandom()
-    )
-    return InstanceUseCases(life, creator, ExecService(host, life)), images
+    placer = InstancePlacer(host, system, members, clustered=clustered)
+    creator = InstanceCreator(host, system, images, rng=rng if rng is not None else random.SystemRandom())
+    return InstanceUseCases(life, placer, creator, ExecService(host, life)), images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from incus_actors.domain.members import MemberState
-from incus_actors.domain.placement import Candidate, candidates, choose, eligible_guard
+from incus_actors.domain.placement import RESERVED_S, Candidate, Reservations, candidates, choose, eligible_guard
 
 X86 = frozenset({"x86_64", "i686"})
 
@@ -53,3 +53,18 @@ def test_guard_holds_only_for_a_full_member():
     guard = eligible_guard(2)
     assert guard.expected == ((0,),)
     assert guard.label == "placement"
+
+
+def test_what_has_been_placed_counts_until_it_has_a_row_or_failed():
+    rows: set[tuple[str, str]] = set()
+    book = Reservations()
+
+    def choose_for(name, counts, now_s=0.0):
+        return book.choose(("default", name), [1, 2], counts, has_row=rows.__contains__, now_s=now_s)
+
+    assert choose_for("a", {}) == [1, 2]
+    assert choose_for("b", {}) == [2, 1]
+    rows.add(("default", "a"))
+    assert choose_for("c", {1: 1}) == [1, 2]  # a: a row of 1; b: reserved at 2
+    assert choose_for("d", {1: 1}) == [2, 1]
+    assert choose_for("e", {1: 1}, RESERVED_S + 1) == [2, 1]  # b, c and d never came

@@ -9,7 +9,7 @@ import pytest
 from instance_kit import ignore, machines, until
 
 from incus_actors.domain.instance_config import PHASE_KEY
-from incus_actors.errors import ApiError, BadRequestError, ForbiddenError, NotFoundError, OutcomeUnknownError
+from incus_actors.errors import ApiError, ForbiddenError, NotFoundError, OutcomeUnknownError
 from incus_actors.model.instances import InstanceSource, InstancesPost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images with owners: run as root")
@@ -151,31 +151,10 @@ async def test_progress_reads_as_in_incus(machine):
     assert text.startswith("Unpacking image: 100% (")
 
 
-async def test_targets_of_a_standalone_server(machine):
-    creator = machine.instances.creator
-    assert creator.place("")[0] == 1
-    with pytest.raises(BadRequestError, match=r"^Target only allowed when clustered$"):
-        creator.place("m2")
-
-
-async def test_placement_in_a_cluster(tmp_path):
+async def test_an_evacuated_member_takes_none(tmp_path):
     async with machines(tmp_path, 2, clustered=True) as (first, second):
         await first.add_image()
-        creator = first.instances.creator
-        assert creator.place("")[0] == 1
-        await first.create()
-        assert creator.place("") == [2, 1]
-        assert creator.place("@default")[0] == 2
-        assert creator.place("node1") == [1]
-        with pytest.raises(NotFoundError, match=r'^Cluster member "nodezz" not found$'):
-            creator.place("nodezz")
-        with pytest.raises(BadRequestError, match=r'^Cluster group "nope" doesn\'t exist$'):
-            creator.place("@nope")
-        first.members.offline = {2}
-        assert creator.place("")[0] == 1
         await first.execute("UPDATE nodes SET state = 2 WHERE id = 2")
-        with pytest.raises(ForbiddenError, match=r"^Cluster member is evacuated$"):
-            creator.place("node2")
         await second.server.consensus.read_barrier()
         with pytest.raises(ForbiddenError, match=r"^Cluster member is evacuated$"):
             await second.create("c2")

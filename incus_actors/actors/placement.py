@@ -1,0 +1,39 @@
+"""Who gets the next instance, when many are asked for at once and through any member.
+
+Owns the reservations of one term; a child of LeadershipActor beside LeaderActor, whose chores can take seconds. Asked by
+services/instance_placement.py. Must never keep anything that the next leader would need: rows are in the database, and
+a reservation that is lost only makes a choice less even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from incus_actors.actors.actor import Actor
+from incus_actors.actors.leader_messages import Placed, PlaceInstance
+from incus_actors.domain.placement import Reservations
+from incus_actors.state.queries import cluster as cluster_queries
+from incus_actors.state.queries import instances as instance_queries
+from incus_actors.state.reader import Reader
+
+
+class PlacementActor(Actor):
+    """Chooses among members that the asker has found fit."""
+
+    def __init__(self, database: Reader, monotonic_s: Callable[[], float]) -> None:
+        self._database = database
+        self._monotonic_s = monotonic_s
+        self._reservations = Reservations()
+
+    async def receive(self, message: object) -> object:
+        """Answer PlaceInstance."""
+        if not isinstance(message, PlaceInstance):
+            return self.unhandled(message)
+        order = self._reservations.choose(
+            (message.project, message.name),
+            message.members,
+            cluster_queries.instance_counts(self._database),
+            has_row=lambda key: instance_queries.place(self._database, *key) is not None,
+            now_s=self._monotonic_s(),
+        )
+        return Placed(tuple(order))

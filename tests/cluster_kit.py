@@ -33,6 +33,7 @@ from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH, Applicant, ServerFacts
 from incus_actors.services.join_journal import recover
+from incus_actors.services.join_standing import STANDING_PATH
 from incus_actors.services.leave import RESET_PATH
 from incus_actors.services.peer_client import PeerRefusedError, PeerUnreachableError
 from incus_actors.state.schema import SCHEMA_VERSION, initial_rows, pending_migrations
@@ -176,6 +177,8 @@ class LocalPeers:
             return await other.cases.join.accept(msgspec.convert(body, AcceptRequest), applicant)
         if path == WITHDRAW_PATH:
             return await other.cases.join.withdraw(msgspec.convert(body, WithdrawRequest), applicant)
+        if path == STANDING_PATH:
+            return await other.cases.join.standing(body["member_id"], applicant)
         if path == KEEP_PATH:
             return other.cases.certificate.keep(msgspec.convert(body, ClusterCertificatePut))
         if path == FETCH_PATH:

@@ -195,6 +195,12 @@ class ReplaceRequest(msgspec.Struct, kw_only=True):
     api_extensions: int
 
 
+class StandingAnswer(msgspec.Struct, kw_only=True):
+    """POST /internal/cluster/standing (with a WithdrawRequest): is that server still joining, or a member?"""
+
+    known: bool
+
+
 class WithdrawRequest(msgspec.Struct, kw_only=True):
     """POST /internal/cluster/withdraw: a server that was accepted could not go on; undo it."""
 

@@ -76,6 +76,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("POST", "/internal/cluster/accept", accept, access="untrusted"),
         RouteSpec("POST", REPLACE_PATH, replace, access="member"),
         RouteSpec("POST", "/internal/cluster/withdraw", withdraw, access="member"),
+        RouteSpec("POST", "/internal/cluster/standing", standing, access="untrusted", consistency="local"),
         RouteSpec("POST", KEEP_PATH, keep_certificate, access="member", consistency="local"),
         RouteSpec("POST", FETCH_PATH, fetch_certificate, access="member", consistency="local"),
         RouteSpec("POST", "/internal/cluster/reset", reset, access="member", consistency="local"),
@@ -360,6 +361,13 @@ async def withdraw(request: web.Request) -> web.StreamResponse:
     applicant = _applicant(request)
     await _cluster(request).join.withdraw(await read_json(request, WithdrawRequest), applicant)
     return sync()
+
+
+async def standing(request: web.Request) -> web.StreamResponse:
+    """POST /internal/cluster/standing: a server whose join was not confirmed asks whether to go on waiting."""
+    applicant = _applicant(request)
+    asked = await read_json(request, WithdrawRequest)
+    return sync(await _cluster(request).join.standing(asked.member_id, applicant))
 
 
 async def keep_certificate(request: web.Request) -> web.StreamResponse:

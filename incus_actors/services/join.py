@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -33,17 +34,20 @@ from incus_actors.errors import (
     UnavailableError,
 )
 from incus_actors.identity import Identity
-from incus_actors.model.cluster import AcceptAnswer, AcceptRequest, ClusterPut, WithdrawRequest
+from incus_actors.model.cluster import AcceptAnswer, AcceptRequest, ClusterPut, StandingAnswer, WithdrawRequest
 from incus_actors.security import certificates
 from incus_actors.security.tokens import TokenError, decode_join
 from incus_actors.services import addresses
 from incus_actors.services.cluster import ClusterHooks, check_member_name
 from incus_actors.services.join_journal import JoinJournal
+from incus_actors.services.join_standing import given_up, standing
 from incus_actors.services.join_tokens import JoinTokens
 from incus_actors.services.peer_client import PeerClient, PeerRefusedError
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
 from incus_actors.transport.address import AddressError, parse_address
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ ACCEPT_PATH = "/internal/cluster/accept"
 WITHDRAW_PATH = "/internal/cluster/withdraw"
 ACCEPT_TIMEOUT_S = 30.0
 CATCH_UP_S = 60.0
+ASK_EVERY_S = 2.0  #: while a confirmation gets no answer through the log, members are asked whether to go on waiting
+GIVEN_UP = "The cluster has given up on this server's join meanwhile; try again with a new token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,16 +263,36 @@ class JoinService:
         """Say that we are ready. From the moment that this is tried there is no way back but a definite no."""
         self._journal.write("confirming", member_id)
         confirmed = cluster_tx.created(member_id, version=(self._facts.schema, self._facts.api_extensions))
-        while True:
-            try:
-                outcome = await self._consensus.propose(confirmed)
-                break
-            except UnavailableError as error:  # perhaps it was applied: only asking again tells
-                log.warning("waiting for the cluster to confirm this member: %s", error)
-                await asyncio.sleep(0.5)
+        outcome = await self._patiently(member_id, lambda: self._consensus.propose(confirmed))
         if not outcome.applied:
             self._journal.write("switching", member_id)
-            raise MemberError("The cluster has given up on this server's join meanwhile; try again with a new token")
+            raise MemberError(GIVEN_UP)
+
+    async def _patiently(self, member_id: int, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the cluster until it answers: a proposal may have been applied, and only asking again tells.
+
+        Raises MemberError when the cluster knows this server no more; the journal then says that all may be undone.
+        """
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + ASK_EVERY_S
+        while True:
+            try:
+                return await ask()
+            except UnavailableError as error:
+                log.warning("waiting for the cluster to confirm this member: %s", error)
+            if loop.time() >= look_at:
+                if await self._given_up(member_id):
+                    self._journal.write("switching", member_id)
+                    raise MemberError(GIVEN_UP)
+                look_at = loop.time() + ASK_EVERY_S
+            await asyncio.sleep(0.5)
+
+    async def _given_up(self, member_id: int) -> bool:
+        pair = certificates.load_pair(self._directory, certificates.CLUSTER)
+        if pair is None:
+            return False
+        others = [facts.address for facts in queries.members(self._database) if facts.id != member_id]
+        return await given_up(self._peers, others, pair.certificate_pem, member_id)
 
     async def _finish(self) -> None:
         self._identity.refresh()
@@ -292,18 +318,22 @@ class JoinService:
         )
 
     async def resume(self) -> None:
-        """At start, when `join_journal.recover` said "confirming": go on until we know. Raises MemberError if the
-        cluster has given up on us (this server must then be joined anew)."""
+        """At start, when `join_journal.recover` said "confirming": go on until we know.
+
+        If the cluster has given up on us meanwhile, this is the standalone server again that it was, and can join anew.
+        """
         member_id = self._consensus.member_id
-        while True:
-            try:
-                await self._consensus.read_barrier()
-                break
-            except UnavailableError as error:
-                log.warning("waiting for the cluster to go on with the join: %s", error)
-                await asyncio.sleep(0.5)
-        if self._own_state(member_id) != MemberState.CREATED:
-            await self._confirm(member_id)
+        try:
+            await self._patiently(member_id, self._consensus.read_barrier)
+            if self._own_state(member_id) != MemberState.CREATED:
+                await self._confirm(member_id)
+        except MemberError as error:
+            if self._journal.phase() == "confirming":
+                raise
+            log.error("%s", error)
+            await self._hooks.close_lanes()
+            await self._go_back()
+            return
         await self._hooks.own_pools_ready()
         await self._finish()
 
@@ -389,6 +419,10 @@ class JoinService:
             (wish.fingerprint, wish.name),
         )
         return msgspec.structs.replace(wish, token_uuid="") if trusted else wish
+
+    async def standing(self, member_id: int, applicant: Applicant) -> StandingAnswer:
+        """Tell a server whether it is still joining. Raises UnavailableError."""
+        return await standing(self._consensus, self._database, member_id, applicant.fingerprint)
 
     async def withdraw(self, request: WithdrawRequest, applicant: Applicant) -> None:
         """Undo an acceptance at the wish of the server that was accepted. Raises ForbiddenError, ApiError."""

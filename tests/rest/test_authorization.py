@@ -30,6 +30,7 @@ FOR_STRANGERS = {
     "GET /1.0",
     "POST /1.0/certificates",
     "POST /internal/cluster/accept",
+    "POST /internal/cluster/standing",
     "GET /1.0/images/{fingerprint}/export",
 }
 #: What a client limited to projects may read without naming one of its own; handlers show only what is its business.

@@ -14,7 +14,7 @@ from incus_actors.model.cluster import ClusterPut, MemberConfigKey
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
 from incus_actors.services import join_journal
-from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH
+from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH, Applicant
 
 NO_MATCH = (
     "Failed to setup cluster trust: Failed to add server cert to cluster: No matching cluster join operation found"
@@ -311,12 +311,8 @@ async def test_g20_an_answer_that_gets_lost_leaves_a_pending_member_that_the_nex
     assert await rows(first, "SELECT name FROM certificates ORDER BY name") == [("node1",), ("node2",)]
 
 
-@pytest.mark.parametrize("hook", [*HOOKS, "confirming", "reload_listeners"])
-async def test_g20_kill_the_joiner_at_each_step(pair, hook, monkeypatch):
-    """The killed server starts again: either it is the old server and joins anew, or it is a member."""
-    first, second = pair
-    second.fail_hook = lambda name: Killed() if name == hook else None
-    monkeypatch.setattr("incus_actors.services.join._carefully", _nothing)
+async def kill_at(joiner, member, hook, monkeypatch):
+    """Let a server die at one step of its join: nothing is undone, nothing is told to anybody."""
     write = join_journal.JoinJournal.write
 
     def write_or_die(self, phase, member_id):
@@ -324,11 +320,20 @@ async def test_g20_kill_the_joiner_at_each_step(pair, hook, monkeypatch):
         if phase == hook:
             raise Killed
 
-    monkeypatch.setattr(join_journal.JoinJournal, "write", write_or_die)
-    with pytest.raises(Killed):
-        await second.join(first, "node2")
-    second.fail_hook = lambda _name: None
-    monkeypatch.undo()
+    joiner.fail_hook = lambda name: Killed() if name == hook else None
+    with monkeypatch.context() as patched:
+        patched.setattr("incus_actors.services.join._carefully", _nothing)
+        patched.setattr(join_journal.JoinJournal, "write", write_or_die)
+        with pytest.raises(Killed):
+            await joiner.join(member, "node2")
+    joiner.fail_hook = lambda _name: None
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "confirming", "reload_listeners"])
+async def test_g20_kill_the_joiner_at_each_step(pair, hook, monkeypatch):
+    """The killed server starts again: either it is the old server and joins anew, or it is a member."""
+    first, second = pair
+    await kill_at(second, first, hook, monkeypatch)
     await second.stop()
     await second.start()
     if not second.identity.clustered:
@@ -340,6 +345,34 @@ async def test_g20_kill_the_joiner_at_each_step(pair, hook, monkeypatch):
     for server in pair:
         await server.consensus.read_barrier()
         assert [m.server_name for m in server.cases.members.members()] == ["node1", "node2"]
+
+
+async def test_a_joiner_that_the_cluster_gave_up_on_is_the_old_server_again(pair, monkeypatch):
+    """Killed before it was confirmed, and away for so long that the leader has undone its join."""
+    first, second = pair
+    await kill_at(second, first, "confirming", monkeypatch)
+    await second.stop()
+    monkeypatch.setattr("incus_actors.actors.leader.PENDING_GRACE_S", 0.2)
+    await until(lambda: first.consensus.status().configuration.members().keys() == {1})
+    monkeypatch.setattr("incus_actors.services.join.ASK_EVERY_S", 0.1)
+    await second.start()
+    assert not second.identity.clustered
+    assert second.cases.join._journal.phase() == "none"
+    assert not list(second.directory.glob("database.*"))
+    monkeypatch.undo()
+    await second.join(first, "node2")
+    assert [m.server_name for m in first.cases.members.members()] == ["node1", "node2"]
+
+
+async def test_who_waits_hears_that_it_is_still_joining_and_strangers_hear_nothing(pair, monkeypatch):
+    first, second = pair
+    await kill_at(second, first, "confirming", monkeypatch)
+    own = second.cases.bootstrap.server_certificate()
+    applicant = Applicant(own.fingerprint, own.certificate_pem, None)
+    assert (await first.cases.join.standing(2, applicant)).known
+    assert not (await first.cases.join.standing(1, applicant)).known
+    stranger = Applicant("0" * 64, own.certificate_pem, None)
+    assert not (await first.cases.join.standing(2, stranger)).known
 
 
 async def _nothing(_step: object) -> None:

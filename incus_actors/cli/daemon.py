@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from incus_actors import __version__
+from incus_actors.memory import keep_small
 from incus_actors.settings import DirectoryInUseError, Settings, incus_directory, lock_directory
 
 
@@ -73,6 +74,7 @@ def main(
         lock = lock_directory(settings.directory)
     except (DirectoryInUseError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
+    keep_small()  # before the first thread
     from incus_actors.daemon import START_ANEW, run  # heavy: only once we know that we may run
 
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING

@@ -15,10 +15,13 @@ def change_server_config(
     member_id: int,
     shared: tuple[Mapping[str, str], Mapping[str, str]],
     local: tuple[Mapping[str, str], Mapping[str, str]],
+    *,
+    whole: bool,
 ) -> Transaction:
     """Go from the first to the second of each pair: `shared` cluster-wide, `local` of one member.
 
-    Conflict "changed" if either is not what was read.
+    Conflict "changed" if what was read has changed: all of it if `whole`, else only the keys that this changes, so that
+    writers of different keys don't disturb each other.
     """
     statements: list[Statement] = []
     for key, value in _difference(*shared):
@@ -48,15 +51,25 @@ def change_server_config(
     return Transaction(
         statements=tuple(statements),
         guards=(
-            Guard("SELECT key, value FROM config ORDER BY key", (), _rows(shared[0]), "changed"),
-            Guard(
-                "SELECT key, value FROM node_server_config WHERE node_id = ? ORDER BY key",
-                (member_id,),
-                _rows(local[0]),
-                "changed",
-            ),
+            _unchanged("SELECT key, value FROM config", (), shared, whole=whole),
+            _unchanged("SELECT key, value FROM node_server_config WHERE node_id = ?", (member_id,), local, whole=whole),
         ),
         topics=("config",),
+    )
+
+
+def _unchanged(
+    query: str, params: tuple[int, ...], change: tuple[Mapping[str, str], Mapping[str, str]], *, whole: bool
+) -> Guard:
+    """Return a guard that holds while the rows of `query` (those that change, unless `whole`) are as they were read."""
+    read = change[0]
+    if whole:
+        return Guard(f"{query} ORDER BY key", params, _rows(read), "changed")
+    keys = tuple(key for key, _ in _difference(*change))
+    joint = " AND " if params else " WHERE "
+    known = {key: read[key] for key in keys if key in read}
+    return Guard(
+        f"{query}{joint}key IN ({', '.join('?' * len(keys))}) ORDER BY key", (*params, *keys), _rows(known), "changed"
     )
 
 

@@ -59,7 +59,8 @@ async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
     body = await read_json(request, ServerPut)
     service = here.services.config
     change = service.patch if patch else service.replace
-    changed = await change(body.config, expect=partial(check_etag, request))
+    conditional = partial(check_etag, request) if request.headers.get("If-Match") else None
+    changed = await change(body.config, expect=conditional)
     if changed:
         here.events.lifecycle("config-updated", "/1.0", caller=caller(request))
     return sync()

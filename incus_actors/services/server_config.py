@@ -126,14 +126,14 @@ class ServerConfigService:
         Raises BadRequestError (unknown key or bad value), MemberError (500: an address that can't be bound, a
         cluster address that would change), PreconditionFailedError.
         """
-        return await self._change(values or {}, keep_absent=config_keys.is_user_key, expect=expect)
+        return await self._change(values or {}, keep_absent=config_keys.is_user_key, expect=expect, whole=True)
 
     async def patch(self, values: Mapping[str, str] | None, *, expect: Expect | None = None) -> frozenset[str]:
         """PATCH: keys that are absent stay. Return the names that changed. Raises as `replace`."""
-        return await self._change(values or {}, keep_absent=lambda _: True, expect=expect)
+        return await self._change(values or {}, keep_absent=lambda _: True, expect=expect, whole=expect is not None)
 
     async def _change(
-        self, values: Mapping[str, str], *, keep_absent: Callable[[str], bool], expect: Expect | None
+        self, values: Mapping[str, str], *, keep_absent: Callable[[str], bool], expect: Expect | None, whole: bool
     ) -> frozenset[str]:
         try:
             given = config_keys.canonical_server_values(values)
@@ -155,7 +155,7 @@ class ServerConfigService:
             old = {**shared, **local}
             changed = frozenset(key for key in old.keys() | wanted.keys() if old.get(key) != wanted.get(key))
             if changed:
-                transaction = change_server_config(member_id, (shared, new_shared), (local, new_local))
+                transaction = change_server_config(member_id, (shared, new_shared), (local, new_local), whole=whole)
                 if moved_to:
                     await self._move(with_member_address(transaction, member_id, moved_to), moved_to)
                 else:

@@ -124,3 +124,10 @@ async def test_if_match_of_something_old_is_refused(kit):
 async def test_writers_at_the_same_time_lose_nothing(kit):
     await asyncio.gather(*(kit.services.config.patch({f"user.k{n}": "v"}) for n in range(6)))
     assert len(kit.services.config.effective()) == 6
+
+
+async def test_writers_of_different_keys_do_not_disturb_each_other(kit):
+    """Twenty at once, all reading before any has written: no one is sent away, nothing is lost."""
+    config = kit.services.config
+    await asyncio.gather(*(config.patch({f"user.k{number}": str(number)}) for number in range(20)))
+    assert config.effective() == {f"user.k{number}": str(number) for number in range(20)}

@@ -22,4 +22,5 @@ def keep_small() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, _THRESHOLD_BYTES), (_M_MMAP_THRESHOLD, _THRESHOLD_BYTES))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    accepted = [mallopt(name, value) == 1 for name, value in settings]  # every one is tried
+    return all(accepted)

@@ -6,8 +6,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from incus_actors.lab.everyday import Row
 
 
 @click.group()
@@ -70,25 +74,48 @@ def everyday(writes: int, launches: int, idle_s: float, busy_s: float, real: boo
     """Writes, lists, launches, exec, memory, idle CPU: the rows of the budget table."""
     if os.geteuid() != 0:
         raise click.ClickException("the benchmark makes network namespaces and containers: run it as root")
-    from dataclasses import asdict
-
     from incus_actors.lab.everyday import Everyday, elections_while_busy
     from incus_actors.lab.failover_benchmark import real_incus_missing
-    from incus_actors.lab.report import show_everyday, write_json
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
 
     def measure(product: str) -> Everyday:
-        return Everyday(product, writes=writes, launches=launches, idle_s=idle_s, say=say)
+        return Everyday(product, writes=writes, launches=launches, idle_s=idle_s, say=_say)
 
     rows = measure("incus_actors").run()
     missing = real_incus_missing() if real else "asked not to"
     if not missing:
         rows += measure("Incus").run()
     if busy_s:
-        rows.append(elections_while_busy("incus_actors", busy_s, say))
-    show_everyday(rows, not_measured=missing)
-    target = json_file or Path("results") / f"everyday-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    write_json(target, {"rows": [asdict(row) for row in rows], "real_incus": missing or "measured"})
-    say(f"results: {target}")
+        rows.append(elections_while_busy("incus_actors", busy_s, _say))
+    _report("everyday", rows, missing, json_file)
+
+
+@bench.command()
+@click.option("--real/--no-real", default=True, help="Measure real Incus too, where it is installed.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="Result file.")
+def forming(real: bool, json_file: Path | None) -> None:
+    """Joins one by one, at once and from preseeds; a look at a cluster of which a part is gone."""
+    if os.geteuid() != 0:
+        raise click.ClickException("the benchmark makes network namespaces: run it as root")
+    from incus_actors.lab.failover_benchmark import real_incus_missing
+    from incus_actors.lab.forming import Forming
+
+    rows = Forming("incus_actors", say=_say).run()
+    missing = real_incus_missing() if real else "asked not to"
+    if not missing:
+        rows += Forming("Incus", say=_say).run()
+    _report("forming", rows, missing, json_file)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _report(name: str, rows: list[Row], not_measured: str, json_file: Path | None) -> None:
+    from dataclasses import asdict
+
+    from incus_actors.lab.report import show_rows, write_json
+
+    show_rows(rows, not_measured=not_measured)
+    target = json_file or Path("results") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    write_json(target, {"rows": [asdict(row) for row in rows], "real_incus": not_measured or "measured"})
+    _say(f"results: {target}")

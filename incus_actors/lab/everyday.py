@@ -52,21 +52,28 @@ def timed_ms(count: int, action: Callable[[int], object]) -> list[float]:
     return found
 
 
-def client(member: LabMember, *arguments: str) -> float:
-    """Run the stock client against one member; return the seconds it took. Raises RuntimeError with its words."""
-    environment = {
+def client_environment(member: LabMember) -> dict[str, str]:
+    """Return the environment in which the stock client talks to one member."""
+    return {
         **os.environ,
         "INCUS_DIR": str(member.directory),
         "INCUS_CONF": str(member.directory.parent / "conf"),
     }
+
+
+def client(member: LabMember, *arguments: str, text: str = "") -> float:
+    """Run the stock client against one member, with `text` as its standard input; return the seconds it took.
+
+    Raises RuntimeError with its words.
+    """
     begin = time.perf_counter()
     done = subprocess.run(
         ["incus", *arguments],
-        env=environment,
+        env=client_environment(member),
+        input=text,
         capture_output=True,
         text=True,
         timeout=120,
-        stdin=subprocess.DEVNULL,
         check=False,
     )
     took = time.perf_counter() - begin

@@ -163,9 +163,9 @@ def _plot_one(axis: Any, rounds: Sequence[Round], how: str) -> None:
     axis.set_title(f"{HOW_TEXT[how]}   (green and red: incus_actors, {label}; grey: Incus 6.0.4)", fontsize=8)
 
 
-def show_everyday(rows: Sequence[Row], *, not_measured: str = "") -> None:
+def show_rows(rows: Sequence[Row], *, not_measured: str = "") -> None:
     """Print our rows beside real Incus', with the ratio and the goal."""
-    table = Table(title="Everyday work, p50 (p99)", title_justify="left")
+    table = Table(title="p50 (p99)", title_justify="left")
     table.add_column("what")
     for heading in ("incus_actors", "goal", "Incus", "Incus / ours"):
         table.add_column(heading, justify="right")

@@ -13,6 +13,7 @@ SEEDS = int(os.environ.get("INCUS_ACTORS_SEEDS", "500"))
 FIRST = int(os.environ.get("INCUS_ACTORS_FIRST_SEED", "0"))
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_every_property_holds_in_every_seed() -> None:
     report = run_seeds(FIRST, SEEDS)

@@ -22,13 +22,15 @@ from incus_actors.rest.http import Handler, RouteSpec, error, flag, project_of
 from incus_actors.security.tls import BioTLSObject
 
 if TYPE_CHECKING:
-    from incus_actors.consensus.api import Consensus
+    from incus_actors.consensus.api import Consensus, ConsensusStatus
     from incus_actors.gateway.routing import Routing
 
 _log = logging.getLogger(__name__)
 
-BARRIER_S = 1.0  #: a read that can't be made linearizable fails, or falls back, after this long
+BARRIER_S = 0.9  #: a read that can't be made linearizable fails, or falls back, after this long
 WRITE_BARRIER_S = 5.0  #: a write waits for a new leader instead
+HOPELESS_S = 0.8  #: ... but only so long once too many voters are out of reach for there to be one
+LOOK_AGAIN_S = 0.2
 FALLBACK_AGAIN_S = 0.05  #: ... and this long while we know that nobody leads
 INDEX_HEADER = "X-Incus-Actors-Applied-Index"
 AGE_HEADER = "X-Incus-Actors-Age-Ms"
@@ -124,7 +126,8 @@ class Freshness:
     async def barrier(self, request: web.Request, spec: RouteSpec) -> dict[str, str]:
         """Make the state linearizable for this request; return the headers that say otherwise if it isn't.
 
-        Raises UnavailableError, naming who is missing, when nobody leads within a second.
+        Raises UnavailableError, naming who is missing, when nobody leads within a second (a write: for longer, as long
+        as somebody could).
         """
         if spec.consistency == "local":
             return {}
@@ -135,13 +138,29 @@ class Freshness:
         if fallback and not self.consensus.status().leader and self.confirmed_at < time.monotonic() - BARRIER_S:
             wait_s = FALLBACK_AGAIN_S
         try:
-            await self.consensus.read_barrier(timeout_s=wait_s)
+            await self._confirm(wait_s)
         except UnavailableError as reason:
             if fallback:
                 return self._stale_headers()
             raise no_quorum(self.consensus, request.app[GATEWAY].routing, reason) from reason
         self.confirmed_at = time.monotonic()
         return {}
+
+    async def _confirm(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        slice_s = min(wait_s, HOPELESS_S)
+        while True:
+            begin = time.monotonic()
+            try:
+                await self.consensus.read_barrier(timeout_s=slice_s)
+            except UnavailableError:
+                now = time.monotonic()
+                refused = now - begin < slice_s / 2  # an answer, and not that nobody leads yet
+                if refused or now >= deadline or out_of_reach(self.consensus.status()):
+                    raise
+                slice_s = min(deadline - now, LOOK_AGAIN_S)
+            else:
+                return
 
     def _stale_headers(self) -> dict[str, str]:
         headers = {STALE_HEADER: "true", INDEX_HEADER: str(self.consensus.status().applied)}
@@ -155,19 +174,28 @@ def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) 
     status = consensus.status()
     if status.halted or status.disk_full:
         return reason  # nobody is missing: it says itself what keeps this member from answering
-    linked = {peer.id for peer in status.peers if peer.link} | {status.member_id}
+    linked = _linked(status)
     lacking = []
-    for voters in status.configuration.voter_sets():
+    for voters in out_of_reach(status):
         here, needed = voters & linked, len(voters) // 2 + 1
-        if len(here) < needed:
-            reachable = ", ".join(_named(routing, member_id) for member_id in sorted(here)) or "none"
-            missing = ", ".join(_named(routing, member_id) for member_id in sorted(voters - linked))
-            lacking.append(f"needs {needed} of {len(voters)} voters, reachable: {reachable}; missing: {missing}")
+        reachable = ", ".join(_named(routing, member_id) for member_id in sorted(here)) or "none"
+        missing = ", ".join(_named(routing, member_id) for member_id in sorted(voters - linked))
+        lacking.append(f"needs {needed} of {len(voters)} voters, reachable: {reachable}; missing: {missing}")
     detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
     return UnavailableError(
         f"Failed to begin transaction: no available leader found: {detail}",
         remedy="start the missing members, or add ?consistency=stale to read what is here",
     )
+
+
+def _linked(status: ConsensusStatus) -> set[int]:
+    return {peer.id for peer in status.peers if peer.link} | {status.member_id}
+
+
+def out_of_reach(status: ConsensusStatus) -> list[frozenset[int]]:
+    """Return the sets of voters (two while joint) of which this member can't reach a majority."""
+    linked = _linked(status)
+    return [voters for voters in status.configuration.voter_sets() if 2 * len(voters & linked) <= len(voters)]
 
 
 def _named(routing: Routing, member_id: int) -> str:

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 from incus_actors.actors import disks
 from incus_actors.consensus.api import Consensus
+from incus_actors.domain import nics
 from incus_actors.domain.instances import root_disk
 from incus_actors.domain.members import rfc3339
+from incus_actors.domain.nics import NetworkFacts
 from incus_actors.drivers.base import (
     ImageStore,
     InstanceDriver,
@@ -32,6 +34,7 @@ from incus_actors.errors import BadRequestError, ConflictError, MemberError, Not
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.database import Database
 from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries.instances import InstanceRecord, PoolRecord
 
 INSTANCES_PATH = "instances"  #: InstancesSupervisor; its children are InstanceActors, named by row id
@@ -126,6 +129,13 @@ class Host:
             raise NotFoundError("Storage pool not found")
         return found
 
+    def networks(self, project: str) -> dict[str, NetworkFacts]:
+        """Return the managed networks that instances of a project can use, as this member has them."""
+        database, own = self.database(), self.member_id()
+        owner = queries.effective_project(database, project, "features.networks")
+        rows = [] if owner is None else network_queries.networks(database, owner)
+        return {row.name: NetworkFacts(row.name, row.type, row.config_on(own)) for row in rows}
+
     def volume_of(self, record: InstanceRecord) -> VolumeSpec:
         """Return where the root volume of an instance is. Raises BadRequestError, NotFoundError without a pool."""
         found = queries.volume_pools(self.database(), record.node_id).get((record.project, record.name))
@@ -140,7 +150,8 @@ class Host:
     def spec(self, record: InstanceRecord) -> InstanceSpec:
         """Return what the instance driver needs. Raises BadRequestError, NotFoundError without a root disk."""
         spec = self._spec(record, self.volume_path(self.volume_of(record)))
-        return replace(spec, devices=disks.resolved(self, record.project, record.expanded_devices))
+        devices = disks.resolved(self, record.project, record.expanded_devices)
+        return replace(spec, devices=nics.resolved(devices, self.networks(record.project)))
 
     def status_spec(self, record: InstanceRecord) -> InstanceSpec:
         """Return enough for the driver to tell the status, also of an instance whose pool is gone."""

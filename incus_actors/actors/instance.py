@@ -13,7 +13,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from incus_actors.actors import disks
+from incus_actors.actors import disks, nics
 from incus_actors.actors.actor import Actor, Later
 from incus_actors.actors.clean_stop import CleanStop
 from incus_actors.actors.host import STORAGE_PATH, Host, check_free, source_of
@@ -222,16 +222,19 @@ class InstanceActor(Actor):
             return
         if status is RunStatus.RUNNING:
             raise BadRequestError("The instance is already running")
+        record = await nics.with_volatile(self._host, record)
+        await nics.networks_ready(self._host, self.context.system, record)
         await self._activate(record)
         spec = self._host.spec(record)
         self._host.driver.validate(spec)
-        await self._host.driver.start(spec)
+        state = await self._host.driver.start(spec)
         self._watch(spec)
         keys: dict[str, str | None] = {
             "volatile.last_state.power": "RUNNING",
             "volatile.last_state.ready": None,
             "volatile.apply_template": None,
             "volatile.idmap.current": record.config.get("volatile.idmap.next"),
+            **nics.host_name_keys(record, state.network),
         }
         try:
             await self._set_keys(keys, last_used_at=self._host.now())
@@ -299,7 +302,8 @@ class InstanceActor(Actor):
             self._tell_all("instance-deleted", record, caller)
             return
         if not keep_power:
-            await self._set_keys({"volatile.last_state.power": "STOPPED", "volatile.last_state.ready": "false"})
+            gone = nics.host_name_keys(record, None)
+            await self._set_keys({"volatile.last_state.power": "STOPPED", "volatile.last_state.ready": "false", **gone})
         self._tell_all(action, record, caller)
 
     def _receive_restart(self, message: Restart) -> Later:
@@ -379,26 +383,35 @@ class InstanceActor(Actor):
         """First the machine, then the rows; when the rows can't be changed, the machine goes back."""
         before = self._ready()
         devices = {name: dict(device) for name, device in message.devices.items()}
-        after = replace(before, expanded_config=dict(message.config), expanded_devices=devices)
+        change, keys = nics.with_volatile_change(self._host, before, message.change, message.config, devices)
+        after = replace(before, expanded_config={**message.config, **keys}, expanded_devices=devices)
         running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
         if running:
             check_hotplug(before.expanded_devices, message.devices)
             await self._follow_or_back(before, after)
         await self._resize_root(before, after)
         try:
-            change = transactions.update(self._id, before.node_id, message.change, message.guards)
-            await self._host.commit(change)
+            await self._host.commit(transactions.update(self._id, before.node_id, change, message.guards))
         except ApiError:
             await self._resize_root(after, before)
             if running:
                 await self._follow(before)
             raise
+        if running:
+            await self._note_host_names(replace(after, config=dict(change.config)))
         self._tell_all("instance-updated", before, message.caller)
+
+    async def _note_host_names(self, record: InstanceRecord) -> None:
+        state = await self._host.driver.state(self._host.status_spec(record))
+        keys = nics.host_name_keys(record, state.network)
+        if keys:
+            await self._set_keys(keys)
 
     async def _follow(self, record: InstanceRecord) -> None:
         """Make limits and devices of a running instance those of `record`. Raises ApiError."""
         for volume in disks.volumes_of(self._host, record.project, record.expanded_devices):
             await self.context.system.ref(STORAGE_PATH).ask(ActivateVolume(volume), deadline_s=60)
+        await nics.networks_ready(self._host, self.context.system, record)
         spec = self._host.spec(record)
         await self._host.driver.apply_limits(spec)
         await self._host.driver.update_devices(spec)
@@ -421,7 +434,9 @@ class InstanceActor(Actor):
         try:
             record = self._ready()
             if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
+                record = await nics.with_volatile(self._host, record)
                 await self._follow(record)
+                await self._note_host_names(record)
         except ApiError as error:
             _log.warning("instance %d doesn't follow its profiles: %s", self._id, error)
 

@@ -81,8 +81,8 @@ class NetworkActor(Actor):
                 return Later(self._converge_now())
             case ApplyNetwork(name):
                 return Later(self._apply(name))
-            case NicsReady(instance_id):
-                return Later(self._nics_ready(instance_id))
+            case NicsReady(record):
+                return Later(self._nics_ready(record))
             case CollectLeases(name):
                 return [[lease.address, lease.hwaddr, lease.hostname] for lease in self._driver.leases(name)]
             case _:
@@ -299,14 +299,13 @@ class NetworkActor(Actor):
         except OSError as error:
             raise DriverError(f"Network: {error}") from error
 
-    async def _nics_ready(self, instance_id: int) -> None:
-        record = self._host.record(instance_id)
+    async def _nics_ready(self, record: InstanceRecord) -> None:
         named = {d.get("network") or d.get("parent", "") for d in record.expanded_devices.values()}
         rows = [row for row in self._rows() if row.name in named]
         if not rows:
             return
         async with self._working:
-            instances = self._instances()
+            instances = [*(other for other in self._instances() if other.id != record.id), record]
             for row in rows:
                 if not nics_on(row.name, record) and row.type == "bridge":
                     continue

@@ -11,6 +11,7 @@ import msgspec
 
 from incus_actors.actors.messages import remote_message
 from incus_actors.drivers.bridge import NetworkSpec
+from incus_actors.state.queries.instances import InstanceRecord
 
 NETWORKS_PATH = "networks"
 
@@ -36,9 +37,12 @@ class Converge:
 
 @dataclass(frozen=True, slots=True)
 class NicsReady:
-    """An instance of this member is about to start or to get a nic: its networks must work, DHCP must know it."""
+    """An instance of this member is about to start or to get a nic: its networks must work, DHCP must know it.
 
-    instance_id: int
+    `record`: the instance as it will be.
+    """
+
+    record: InstanceRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from incus_actors.daemon.cluster_hooks import DaemonHooks
 from incus_actors.daemon.journal import RoleJournal
 from incus_actors.daemon.state_setup import own_architecture, prepare_state
 from incus_actors.drivers.bridge import NetworkDriver
+from incus_actors.drivers.network_helper import NetworkHelper
 from incus_actors.drivers.registry import Drivers, choose_drivers
 from incus_actors.gateway.access import Access, read_trusted_certificates
 from incus_actors.gateway.event_relay import EventRelay, EventRelayActor
@@ -131,6 +132,7 @@ def _build_core(settings: Settings) -> _Core:
     server = certificates.load_or_create(directory, certificates.SERVER, socket.gethostname())
     cluster_files = ClusterFiles(directory)
     heartbeats = HeartbeatTable()
+    network_helper = NetworkHelper()
 
     return _Core(
         settings=settings,
@@ -139,9 +141,11 @@ def _build_core(settings: Settings) -> _Core:
         identity=identity,
         actors=ActorSystem(member_id=lambda: identity.member_id),
         drivers=choose_drivers(
-            directory, instance_driver="" if settings.instance_driver == "auto" else settings.instance_driver
+            directory,
+            instance_driver="" if settings.instance_driver == "auto" else settings.instance_driver,
+            helper=network_helper,
         ),
-        networks=NetworkDriver(directory),
+        networks=NetworkDriver(directory, network_helper),
         events=events,
         operations=Operations(events, member_id=lambda: identity.member_id, location=lambda: identity.location),
         routing=routing,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from incus_actors.domain.instance_config import parse_size
+from incus_actors.domain.nics import Networks, check_names, check_nic
 from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.model.config_values import canonical_bool
 
@@ -97,14 +98,20 @@ def check_own_devices(devices: Devices) -> None:
             raise BadRequestError(f"Invalid device name {name!r}: Name must be 1-64 characters long")
 
 
-def check_expanded_devices(devices: Devices) -> None:
-    """Raise BadRequestError `Device validation failed for "d": …` for what an instance can't have."""
+def check_expanded_devices(devices: Devices, networks: Networks | None = None, *, project: str = "default") -> None:
+    """Raise BadRequestError `Device validation failed for "d": …` for what an instance can't have.
+
+    `networks`: those that the instance may use; without them nics are not looked at.
+    """
     paths: dict[str, str] = {}
     for name, device in sorted(devices.items()):
         try:
             _check_device(name, device, paths)
+            if device.get("type") == "nic" and networks is not None:
+                check_nic(name, device, networks, project=project)
         except BadRequestError as error:
             raise BadRequestError(f'Device validation failed for "{name}": {error}') from None
+    check_names(devices)
 
 
 def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -> None:
@@ -159,7 +166,7 @@ def check_hotplug(old: Devices, new: Devices) -> None:
 
 
 #: Types of devices that may come and go while an instance runs.
-PLUGGABLE: Final = frozenset({"disk"})
+PLUGGABLE: Final = frozenset({"disk", "nic"})
 
 
 def _pluggable(device: Mapping[str, str]) -> bool:

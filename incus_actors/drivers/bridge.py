@@ -44,13 +44,13 @@ class NetworkSpec:
 
 
 class NetworkDriver:
-    """`directory` is $INCUS_DIR."""
+    """`directory` is $INCUS_DIR; `helper` is shared with whoever else changes interfaces."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, helper: NetworkHelper | None = None) -> None:
         self._directory = directory / "networks"
         self.digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10]
         self.mark = f"incus-actors {self.digest}"
-        self.helper = NetworkHelper()
+        self.helper = NetworkHelper() if helper is None else helper
 
     def availability(self) -> Availability:
         """Return whether managed networks work here; looks, changes nothing."""

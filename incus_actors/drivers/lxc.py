@@ -17,7 +17,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from incus_actors.drivers import cgroups, idmap, liblxc, lxc_disks, processes
+from incus_actors.drivers import cgroups, idmap, liblxc, lxc_disks, lxc_nics, processes
 from incus_actors.drivers.base import (
     STOP_TIMEOUT_DEFAULT_S,
     STOPPED,
@@ -40,6 +40,7 @@ from incus_actors.drivers.limits import changed_files, limit_files
 from incus_actors.drivers.lxc_config import SECCOMP_POLICY, container_group, lxc_config, validate
 from incus_actors.drivers.lxc_host import LxcHost, find_init, require_parents
 from incus_actors.drivers.lxc_running import RunningContainer
+from incus_actors.drivers.network_helper import NetworkHelper
 from incus_actors.drivers.templates import apply_pending, mark
 from incus_actors.errors import ApiError, BadRequestError
 from incus_actors.tasks import spawn
@@ -53,8 +54,9 @@ _INIT_READY_S = 1.0
 class LxcDriver:
     """The InstanceDriver of real containers. `directory` is the daemon's own (`$INCUS_DIR`)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, helper: NetworkHelper | None = None) -> None:
         self._host = LxcHost(directory)
+        self._helper = NetworkHelper() if helper is None else helper
         self._running: dict[Path, RunningContainer] = {}
         self._rebooting: dict[Path, tuple[RunningContainer, asyncio.Task[None]]] = {}
         self._extension = liblxc.extension_directory()
@@ -126,12 +128,14 @@ class LxcDriver:
         await self._host.remove_groups(spec)
         with contextlib.suppress(FileNotFoundError):
             spec.log_file.rename(spec.log_file.with_suffix(".log.old"))
+        await self._with_nics(spec)
         fields = [("name", spec.disk_name), ("path", str(self._host.lxc_path))]
         fields += [("config", f"{key}={value}") for key, value in items]
         try:
             answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
         except DriverError as error:
             await self._host.remove_groups(spec, kill=True)
+            await lxc_nics.ended(self._helper, spec)
             excerpt = liblxc.log_excerpt(spec.log_file)
             cause = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             reason = lxc_disks.start_error(spec) or cause
@@ -143,6 +147,13 @@ class LxcDriver:
             raise DriverError(f'Instance "{spec.name}" ended right after its start', log_excerpt=excerpt)
         return running
 
+    async def _with_nics(self, spec: InstanceSpec) -> None:
+        try:
+            await lxc_nics.prepare(self._helper, spec)
+        except DriverError:
+            await lxc_nics.ended(self._helper, spec)
+            raise
+
     async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
         """Stop and wait until every trace is gone. Raises InstanceBusyError, StopTimeoutError."""
         await self._settled(spec)
@@ -151,6 +162,7 @@ class LxcDriver:
             raise InstanceBusyError("The instance is already stopped")
         running.stops += 1
         try:
+            await lxc_nics.release(self._helper, running.spec, running.init.pid)
             if cgroups.is_frozen(self._host.layout, running.group):
                 await self._host.set_frozen(running, False)
             if force:
@@ -186,6 +198,7 @@ class LxcDriver:
                 remedy="use --force",
             ) from None
         await self._host.remove_groups(running.spec, kill=True)
+        await lxc_nics.ended(self._helper, running.spec)
 
     async def freeze(self, spec: InstanceSpec) -> None:
         """Suspend every process inside. Raises InstanceBusyError if it doesn't run."""
@@ -207,10 +220,11 @@ class LxcDriver:
             running.spec = spec
 
     async def update_devices(self, spec: InstanceSpec) -> None:
-        """Plug disks in and out of a running container. Raises DriverError."""
+        """Plug disks and nics in and out of a running container. Raises DriverError."""
         running = self._find(spec)
         if running is not None:
             await lxc_disks.plug(spec, running.init.pid)
+            await lxc_nics.plug(self._helper, spec, running.init.pid)
             running.spec = spec
 
     # --- looking ---
@@ -274,6 +288,7 @@ class LxcDriver:
                 alive.append(spec)
             else:
                 await self._host.remove_groups(spec, kill=True)
+                await lxc_nics.ended(self._helper, spec)
             await asyncio.sleep(0)
         return alive
 
@@ -306,6 +321,7 @@ class LxcDriver:
         for running in list(self._running.values()):
             running.release()
         self._running.clear()
+        await self._helper.close()
 
     # --- inside ---
 
@@ -337,7 +353,13 @@ class LxcDriver:
         if (path / liblxc.REBOOT_MARKER).exists():
             task = spawn(self._reboot(running), name=f"reboot {running.spec.name}")
             self._rebooting[path] = running, task
-        elif running.on_exit is not None:
+        else:
+            spawn(self._tidy(running), name=f"after {running.spec.name}")
+
+    async def _tidy(self, running: RunningContainer) -> None:
+        """It ended without our doing: remove what its nics leave on the host, then tell."""
+        await lxc_nics.ended(self._helper, running.spec)
+        if running.on_exit is not None:
             running.on_exit(ExitNotice(running.spec.name, running.spec.project, running.init.pid))
 
     async def _reboot(self, running: RunningContainer) -> None:

@@ -58,6 +58,7 @@ _UNSUPPORTED_TRUE = (
 )
 _SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}")
+PAIRED = ("bridged", "p2p")  #: kinds of nics with an end on the host
 _PRLIMIT = re.compile(r"limits\.kernel\.([a-z]+)")
 _SYSCTL = re.compile(r"linux\.sysctl\.([a-z0-9._/-]+)")
 
@@ -115,18 +116,28 @@ def _validate_device(name: str, device: Mapping[str, str]) -> None:
 
 
 def _validate_nic(name: str, device: Mapping[str, str]) -> None:
+    """A nic on a managed network becomes one of these kinds before the start (domain.nics.resolved)."""
     get = device.get
-    if get("network"):
-        parent = get("network", "")
-    elif get("nictype") in {"bridged", "macvlan", "p2p"}:
-        parent = get("parent", "")
+    parent = get("parent", "") or get("network", "")
+    if not get("network"):
+        if get("nictype") not in {"bridged", "macvlan", "p2p", "physical"}:
+            raise BadRequestError(f'Device "{name}": nictype "{get("nictype", "")}" is not supported by this server')
         if not parent and get("nictype") != "p2p":
             raise BadRequestError(f'Device "{name}": Required property "parent" is missing')
-    else:
-        raise BadRequestError(f'Device "{name}": nictype "{get("nictype", "")}" is not supported by this server')
     for value in (parent, get("name", name), get("host_name", "")):
         if value and not _INTERFACE.fullmatch(value):
             raise BadRequestError(f'Device "{name}": Invalid interface name "{value}"')
+
+
+def nic_parent(nic: Mapping[str, str]) -> str:
+    """Return the interface of the host that a nic hangs on, "" for none: of a VLAN the one that carries it."""
+    parent = "" if nic.get("nictype") == "p2p" else nic.get("parent", "")
+    return f"{parent}.{nic['vlan']}" if parent and nic.get("vlan") and nic.get("nictype") != "bridged" else parent
+
+
+def inside_name(spec: InstanceSpec, device: str) -> str:
+    """Return the name of a nic inside the instance."""
+    return spec.devices[device].get("name") or spec.config.get(f"volatile.{device}.name", "") or device
 
 
 def host_interface(spec: InstanceSpec, device: str) -> str:
@@ -135,6 +146,11 @@ def host_interface(spec: InstanceSpec, device: str) -> str:
     if known and _INTERFACE.fullmatch(known):
         return known
     return f"veth{zlib.crc32(f'{spec.volume_dir}/{device}'.encode()):08x}"
+
+
+def peer_interface(host_name: str) -> str:
+    """Return the name of a pair's other end while it is on the host."""
+    return f"in{zlib.crc32(host_name.encode()):08x}"
 
 
 def lxc_config(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
@@ -214,21 +230,25 @@ def _network(spec: InstanceSpec) -> list[tuple[str, str]]:
         return [("lxc.net.0.type", "empty"), ("lxc.net.0.flags", "up")]
     items: list[tuple[str, str]] = []
     for index, (name, device) in enumerate(nics):
-        prefix = f"lxc.net.{index}"
-        kind = "macvlan" if device.get("nictype") == "macvlan" else "veth"
-        items += [(f"{prefix}.type", kind), (f"{prefix}.flags", "up"), (f"{prefix}.name", device.get("name", name))]
-        parent = device.get("network") or device.get("parent", "")
-        if kind == "macvlan":
-            items.append((f"{prefix}.macvlan.mode", "bridge"))
-        else:
-            items.append((f"{prefix}.veth.pair", host_interface(spec, name)))
-        if parent and device.get("nictype") != "p2p":
-            items.append((f"{prefix}.link", parent))
-        hwaddr = device.get("hwaddr") or spec.config.get(f"volatile.{name}.hwaddr", "")
-        if hwaddr:
-            items.append((f"{prefix}.hwaddr", hwaddr))
-        if device.get("mtu"):
-            items.append((f"{prefix}.mtu", device["mtu"]))
+        items += _nic(f"lxc.net.{index}", spec, name, device)
+    return items
+
+
+def _nic(prefix: str, spec: InstanceSpec, name: str, device: Mapping[str, str]) -> list[tuple[str, str]]:
+    pair = device.get("nictype") in PAIRED
+    kind = "macvlan" if device.get("nictype") == "macvlan" else "phys"
+    items = [(f"{prefix}.type", kind), (f"{prefix}.flags", "up"), (f"{prefix}.name", inside_name(spec, name))]
+    if kind == "macvlan":
+        items.append((f"{prefix}.macvlan.mode", device.get("mode") or "bridge"))
+    # One end of a pair is made, and put into its bridge, before the start (lxc_nics.prepare): liblxc looks for bridges in
+    # /sys, which need not be that of the daemon's network namespace.
+    link = peer_interface(host_interface(spec, name)) if pair else nic_parent(device)
+    items.append((f"{prefix}.link", link))
+    hwaddr = device.get("hwaddr") or spec.config.get(f"volatile.{name}.hwaddr", "")
+    if hwaddr:
+        items.append((f"{prefix}.hwaddr", hwaddr))
+    if device.get("mtu"):
+        items.append((f"{prefix}.mtu", device["mtu"]))
     return items
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from incus_actors.drivers import cgroups, idmap, processes
 from incus_actors.drivers.base import DriverError, InstanceSpec, NetworkInterface, RunState, RunStatus
 from incus_actors.drivers.limits import Machine
-from incus_actors.drivers.lxc_config import LxcMachine, container_group, monitor_group
+from incus_actors.drivers.links import links
+from incus_actors.drivers.lxc_config import LxcMachine, container_group, monitor_group, nic_parent
 from incus_actors.drivers.lxc_running import RunningContainer
 from incus_actors.drivers.rootfs import RootfsOwners
 
@@ -134,8 +135,10 @@ def find_init(layout: cgroups.CgroupLayout, group: str) -> int:
 
 
 def require_parents(spec: InstanceSpec) -> None:
-    """Raise DriverError if a nic's parent interface is missing."""
-    for name, device in spec.devices.items():
-        parent = device.get("network") or device.get("parent", "")
-        if device.get("type") == "nic" and parent and not Path("/sys/class/net", parent).exists():
+    """Raise DriverError if a nic's parent interface is missing; asks the kernel, since /sys may show another network
+    namespace."""
+    there = {link.name for link in links()} if any(d.get("type") == "nic" for d in spec.devices.values()) else set()
+    for name, device in sorted(spec.devices.items()):
+        parent = nic_parent(device) if device.get("type") == "nic" else ""
+        if parent and parent not in there:
             raise DriverError(f'Failed to start device "{name}": Parent device "{parent}" doesn\'t exist')

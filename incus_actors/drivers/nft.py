@@ -6,6 +6,7 @@ never touch another table.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -89,6 +90,14 @@ async def apply(path: Path, text: str) -> None:
     """Write a ruleset to `path` (kept for who looks) and load it in one transaction. Raises DriverError."""
     path.write_text(text)
     await run("nft", "-f", str(path))
+
+
+async def load(text: str) -> None:
+    """Load a ruleset in one transaction. Raises DriverError."""
+    with tempfile.NamedTemporaryFile("w", suffix=".nft") as file:
+        file.write(text)
+        file.flush()
+        await run("nft", "-f", file.name)
 
 
 async def remove(family: str, table: str) -> None:

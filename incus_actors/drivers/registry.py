@@ -12,6 +12,7 @@ from pathlib import Path
 from incus_actors.drivers.base import Availability, InstanceDriver
 from incus_actors.drivers.image_files import ImageFileStore
 from incus_actors.drivers.lxc import LxcDriver
+from incus_actors.drivers.network_helper import NetworkHelper
 from incus_actors.drivers.process import ProcessDriver
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.drivers.storage_btrfs import BtrfsStorage
@@ -38,12 +39,12 @@ class Drivers:
             raise BadRequestError(f'Storage driver "{name}" is not supported on this server{detail}') from None
 
 
-def choose_drivers(directory: Path, *, instance_driver: str = "") -> Drivers:
+def choose_drivers(directory: Path, *, instance_driver: str = "", helper: NetworkHelper | None = None) -> Drivers:
     """Look what works; `instance_driver` ("lxc", "process") insists on one. Blocks some 20 ms.
 
     Raises MemberError when the one insisted on does not work here.
     """
-    lxc: InstanceDriver = LxcDriver(directory)
+    lxc: InstanceDriver = LxcDriver(directory, helper)
     process: InstanceDriver = ProcessDriver(directory)
     reasons = {"lxc": lxc.availability(), "process": process.availability()}
     if instance_driver and instance_driver not in reasons:

@@ -254,7 +254,7 @@ class InstanceCreator:
         devices = rules.expand_devices(profiles, post.devices)
         try:
             try:
-                rules.check_expanded_devices(devices)
+                rules.check_expanded_devices(devices, self._host.networks(project), project=project)
             except BadRequestError as error:
                 raise BadRequestError(f"Invalid devices: {error}") from None
             disks.check_changed(self._host, project, {}, devices)

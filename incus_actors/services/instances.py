@@ -292,7 +292,7 @@ class InstanceService:
 
     def _check_devices(self, record: InstanceRecord, expanded: Mapping[str, Mapping[str, str]]) -> None:
         try:
-            rules.check_expanded_devices(expanded)
+            rules.check_expanded_devices(expanded, self._host.networks(record.project), project=record.project)
         except BadRequestError as error:
             raise BadRequestError(f"Invalid devices: {error}") from None
         disks.check_changed(self._host, record.project, record.expanded_devices, expanded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -28,10 +29,9 @@ def attempt(lab: LabCluster) -> threading.Thread:
     """Let the fourth server join in the background, come what may."""
 
     def join() -> None:
-        try:
+        # Somebody is killed meanwhile: that is what is tried here.
+        with contextlib.suppress(OSError, RequestFailedError, TimeoutError, ValueError):
             lab.join(lab.members[3])
-        except (OSError, RequestFailedError, TimeoutError, ValueError):
-            pass  # somebody was killed: that is what is tried here
 
     thread = threading.Thread(target=join)
     thread.start()

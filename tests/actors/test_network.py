@@ -13,8 +13,10 @@ from incus_actors.actors import dnsmasq
 from incus_actors.actors.network_messages import NETWORKS_PATH, CollectLeases, Converge, NicsReady
 from incus_actors.drivers.base import DriverError
 from incus_actors.drivers.dnsmasq import Lease
-from incus_actors.errors import MemberError, NotFoundError
+from incus_actors.errors import MemberError
+from incus_actors.state.queries import instances as instance_queries
 from incus_actors.state.queries import networks as queries
+from incus_actors.state.queries.instances import InstanceRecord
 
 
 @pytest.fixture
@@ -113,11 +115,17 @@ async def instance(kit, address="10.1.0.7"):
     )
 
 
+def record(kit) -> InstanceRecord:
+    found = instance_queries.by_id(kit.database, 1)
+    assert found is not None
+    return found
+
+
 async def test_dhcp_knows_an_instance_before_it_starts(kit):
     await add(kit)
     await instance(kit)
     ensured = kit.machine.calls.count("ensure br0")
-    await kit.actors.ref(NETWORKS_PATH).ask(NicsReady(1), deadline_s=5)
+    await kit.actors.ref(NETWORKS_PATH).ask(NicsReady(record(kit)), deadline_s=5)
     assert kit.machine.served["br0"].hosts == {"default_c1.eth0": "10:66:6a:00:00:01,10.1.0.7,c1"}
     assert kit.machine.calls.count("ensure br0") == ensured  # the bridge has nothing to do with it
 
@@ -125,11 +133,9 @@ async def test_dhcp_knows_an_instance_before_it_starts(kit):
 async def test_an_instance_waits_for_its_network(kit):
     await instance(kit)
     ref = kit.actors.ref(NETWORKS_PATH)
-    with pytest.raises(NotFoundError):
-        await ref.ask(NicsReady(99), deadline_s=5)
     await add(kit, state=2)
     with pytest.raises(DriverError, match=r'^Network "br0" unavailable on this server$'):
-        await ref.ask(NicsReady(1), deadline_s=5)
+        await ref.ask(NicsReady(record(kit)), deadline_s=5)
 
 
 async def test_leases_are_told(kit):

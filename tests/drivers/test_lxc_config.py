@@ -9,7 +9,14 @@ import pytest
 
 from incus_actors.drivers.base import IdMapEntry, InstanceSpec
 from incus_actors.drivers.limits import Machine
-from incus_actors.drivers.lxc_config import LxcMachine, container_group, host_interface, lxc_config, validate
+from incus_actors.drivers.lxc_config import (
+    LxcMachine,
+    container_group,
+    host_interface,
+    lxc_config,
+    peer_interface,
+    validate,
+)
 from incus_actors.errors import BadRequestError
 
 V1 = {"cpu": 1, "cpuset": 1, "memory": 1, "devices": 1, "pids": 1}
@@ -101,12 +108,11 @@ def test_a_nic() -> None:
     nic = {"type": "nic", "nictype": "bridged", "parent": "br0", "mtu": "1400"}
     spec = replace(SPEC, devices={"eth0": nic}, config={"volatile.eth0.hwaddr": "10:66:6a:00:00:01"})
     items = config(spec)
-    assert items["lxc.net.0.type"] == ["veth"]
-    assert items["lxc.net.0.link"] == ["br0"]
+    assert items["lxc.net.0.type"] == ["phys"]  # one end of a pair that is in the bridge already
+    assert items["lxc.net.0.link"] == [peer_interface(host_interface(spec, "eth0"))]
     assert items["lxc.net.0.name"] == ["eth0"]
     assert items["lxc.net.0.hwaddr"] == ["10:66:6a:00:00:01"]
     assert items["lxc.net.0.mtu"] == ["1400"]
-    assert items["lxc.net.0.veth.pair"] == [host_interface(spec, "eth0")]
     assert len(host_interface(spec, "eth0")) <= 15
     named = replace(spec, config={"volatile.eth0.host_name": "veth1234"})
     assert host_interface(named, "eth0") == "veth1234"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ Answer = dict[str, Any]
 PROTO_STATIC = 4
 RT_SCOPE_UNIVERSE = 0
 IFF_UP = 1
+TC_H_ROOT = 0xFFFFFFFF
+TBF_HANDLE = 0x10000
 
 
 class Refused(Exception):  # noqa: N818 - an answer
@@ -210,6 +213,120 @@ class Links:
             self.ip.link("del", index=link["index"])
         return {}
 
+    # -- nics of running containers -----------------------------------------------------------------------------------
+
+    def nic_pair(self, request: Request) -> Answer:
+        """Make a pair of interfaces and put its end on the host into the bridge; what an earlier start left goes."""
+        for name in (request["host_name"], request["peer"]):
+            for index in self.ip.link_lookup(ifname=name):
+                self.ip.link("del", index=index)
+        self._add_pair(request, self._parent(request), _wanted(request))
+        return {}
+
+    def _parent(self, request: Request) -> int:
+        if not request["parent"]:
+            return 0
+        found = self.find(request["parent"])
+        if found is None:
+            raise Refused(f'Parent device "{request["parent"]}" doesn\'t exist')
+        return int(found["index"])
+
+    def nic_add(self, request: Request) -> Answer:
+        """Put an interface into the network namespace of a process: one end of a pair, a macvlan or the parent itself."""
+        kind, parent, wanted = request["kind"], self._parent(request), _wanted(request)
+        if kind == "physical":
+            self._move_in(parent, request, wanted)
+        elif kind == "macvlan":
+            self.ip.link(
+                "add",
+                ifname=request["host_name"],
+                kind="macvlan",
+                link=parent,
+                macvlan_mode=request["mode"] or "bridge",
+                **wanted,
+            )
+            self._in_or_gone(self.ip.link_lookup(ifname=request["host_name"])[0], request, {})
+        else:
+            self._in_or_gone(self._add_pair(request, parent, wanted), request, {})
+        return {}
+
+    def _add_pair(self, request: Request, parent: int, wanted: dict[str, Any]) -> int:
+        """Return the index of the end that is not for the host."""
+        end, peer = request["host_name"], request["peer"]
+        self.ip.link("add", ifname=end, kind="veth", peer={"ifname": peer, **wanted})
+        index = self.ip.link_lookup(ifname=end)[0]
+        try:
+            if request["mtu"]:
+                self.ip.link("set", index=index, mtu=request["mtu"])
+            if parent:
+                self.ip.link("set", index=index, master=parent)
+            self.ip.link("set", index=index, state="up")
+        except Exception:
+            self.ip.link("del", index=index)
+            raise
+        return int(self.ip.link_lookup(ifname=peer)[0])
+
+    def _in_or_gone(self, index: int, request: Request, wanted: dict[str, Any]) -> None:
+        """Move an interface that we made; nothing of it stays if it can't be moved."""
+        try:
+            self._move_in(index, request, wanted)
+        except Exception:
+            self.ip.link("del", index=index)
+            raise
+
+    def _move_in(self, index: int, request: Request, wanted: dict[str, Any]) -> None:
+        with inside(request["pid"]) as there:
+            if there.link_lookup(ifname=request["name"]):
+                raise Refused(f'"{request["name"]}": File exists')
+        self.ip.link("set", index=index, net_ns_pid=request["pid"], ifname=request["name"])
+        with inside(request["pid"]) as there:
+            found = there.link_lookup(ifname=request["name"])[0]
+            there.link("set", index=found, state="up", **wanted)
+
+    def nic_remove(self, request: Request) -> Answer:
+        """Take an interface out again; nothing happens if it is not there. The parent itself gets its own name back."""
+        if request["kind"] not in ("physical", "macvlan"):
+            for index in self.ip.link_lookup(ifname=request["host_name"]):
+                self.ip.link("del", index=index)
+            return {}
+        home = os.getpid()
+        with inside(request["pid"]) as there:
+            for index in there.link_lookup(ifname=request["name"]):
+                if request["kind"] == "macvlan":
+                    there.link("del", index=index)
+                else:
+                    there.link("set", index=index, state="down")
+                    there.link("set", index=index, net_ns_pid=home, ifname=request["parent"])
+        return {}
+
+    def nic_tune(self, request: Request) -> Answer:
+        """Set the rate towards the instance (bytes per second, 0: none) and the routes to what is behind it."""
+        index = self.need(request["host_name"])["index"]
+        limited = any(q.get_attr("TCA_KIND") == "tbf" for q in self.ip.get_qdiscs(index=index))
+        if limited:
+            self.ip.tc("del", index=index, handle=TBF_HANDLE, parent=TC_H_ROOT)
+        rate = request["rate_bytes"]
+        if rate:
+            burst = max(rate // 100, 16384)
+            self.ip.tc("add", "tbf", index, TBF_HANDLE, parent=TC_H_ROOT, rate=rate, burst=burst, latency="100ms")
+        self._routes(index, request["routes"])
+        return {}
+
+
+def _wanted(request: Request) -> dict[str, Any]:
+    wanted = {"address": request["hwaddr"], "mtu": request["mtu"]}
+    return {key: value for key, value in wanted.items() if value}
+
+
+@contextmanager
+def inside(pid: int) -> Iterator[Any]:
+    """Give a pyroute2.IPRoute of the network namespace of a process. Only a thread that ends goes in: it opens the
+    socket, and a socket stays in the namespace that it was opened in."""
+    from pyroute2 import NetNS
+
+    with NetNS(f"/proc/{pid}/ns/net", flags=0) as there:
+        yield there
+
 
 def read_sysctl(family: str, path: str) -> str:
     """Return a value, "" if there is none."""
@@ -276,7 +393,10 @@ def main() -> None:
         links = Links(ip)
         operations = {
             name: getattr(links, name)
-            for name in ("owned", "exists", "bridge_up", "bridge_down", "vlan_up", "link_down")
+            for name in (
+                *("owned", "exists", "bridge_up", "bridge_down", "vlan_up", "link_down"),
+                *("nic_pair", "nic_add", "nic_remove", "nic_tune"),
+            )
         }
         while message := receive(control):
             send(control, **handle(operations, message))

@@ -103,10 +103,22 @@ class NetworkUse:
     project: str
 
 
+_BY_PROFILE = (
+    "SELECT DISTINCT i.name, p.name FROM instances i JOIN projects p ON p.id = i.project_id"
+    " JOIN instances_profiles a ON a.instance_id = i.id"
+    " JOIN profiles_devices d ON d.profile_id = a.profile_id AND d.type = 1"
+    " JOIN profiles_devices_config c ON c.profile_device_id = d.id AND c.key IN ('network', 'parent') AND c.value = ?"
+    " WHERE NOT EXISTS (SELECT 1 FROM instances_devices o WHERE o.instance_id = i.id AND o.name = d.name)"
+    " AND NOT EXISTS (SELECT 1 FROM instances_profiles b JOIN profiles_devices e ON e.profile_id = b.profile_id"
+    " WHERE b.instance_id = i.id AND b.apply_order > a.apply_order AND e.name = d.name)"
+    " ORDER BY p.name, i.name"
+)
+
+
 def uses(db: Reader, name: str) -> list[NetworkUse]:
-    """Return the instances and profiles with a nic on a network or on the interface of its name, and the networks
-    that have it as their parent."""
-    found = []
+    """Return the instances (by a device of their own or of a profile) and profiles with a nic on a network or on the
+    interface of its name, and the networks that have it as their parent."""
+    found = [NetworkUse("instance", row[0], row[1]) for row in db.query(_BY_PROFILE, (name,))]
     for kind in ("profile", "instance"):
         found += [
             NetworkUse(kind, row[0], row[1])
@@ -126,4 +138,4 @@ def uses(db: Reader, name: str) -> list[NetworkUse]:
             (name,),
         )
     ]
-    return found
+    return list(dict.fromkeys(found))

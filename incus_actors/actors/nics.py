@@ -1,0 +1,75 @@
+"""What an InstanceActor does for the nics of its instance: volatile keys, networks that work, names on the host.
+
+Owns no state; called by actors/instance.py before a start, before nics are plugged in, and after either.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from incus_actors.actors.host import Host
+from incus_actors.actors.network_messages import NETWORKS_PATH, NicsReady
+from incus_actors.actors.system import ActorSystem
+from incus_actors.domain import transactions_instances as transactions
+from incus_actors.domain.nics import Devices, missing_volatile, stale_volatile
+from incus_actors.domain.transactions_instances import InstanceChange
+from incus_actors.drivers.base import DriverError, NetworkInterface
+from incus_actors.errors import ApiError
+from incus_actors.state.queries.instances import InstanceRecord
+
+READY_S: Final = 60.0
+
+
+def _nics(record: InstanceRecord) -> dict[str, dict[str, str]]:
+    return {name: device for name, device in record.expanded_devices.items() if device.get("type") == "nic"}
+
+
+async def with_volatile(host: Host, record: InstanceRecord) -> InstanceRecord:
+    """Give the nics of an instance the MAC addresses and names that they lack; return the instance as it is then.
+
+    Raises ApiError.
+    """
+    networks = host.networks(record.project)
+    keys = missing_volatile(record.expanded_devices, record.expanded_config, networks, random.SystemRandom())
+    if not keys:
+        return record
+    await host.commit(transactions.set_keys(record.id, record.node_id, {**keys}))
+    return host.record(record.id)
+
+
+def with_volatile_change(
+    host: Host, before: InstanceRecord, change: InstanceChange, config: Mapping[str, str], devices: Devices
+) -> tuple[InstanceChange, dict[str, str]]:
+    """Return a change of an instance with the volatile keys that its nics will need, without those of devices that go,
+    and the keys that were added. `config` and `devices`: the whole of the instance as it will be."""
+    keys = missing_volatile(devices, config, host.networks(before.project), random.SystemRandom())
+    stale = stale_volatile(change.config, before.expanded_devices, devices)
+    kept = {key: value for key, value in change.config.items() if key not in stale}
+    return replace(change, config={**kept, **keys}), keys
+
+
+async def networks_ready(host: Host, system: ActorSystem, record: InstanceRecord) -> None:
+    """Return once the managed networks of an instance work here and DHCP knows its nics. Raises DriverError."""
+    managed = host.networks(record.project)
+    if not any((nic.get("network") or nic.get("parent")) in managed for nic in _nics(record).values()):
+        return
+    try:
+        await system.ref(NETWORKS_PATH).ask(NicsReady(record), deadline_s=READY_S)
+    except ApiError as error:
+        raise DriverError(f"Failed start validation for device: {error}") from error
+
+
+def host_name_keys(record: InstanceRecord, interfaces: Mapping[str, NetworkInterface] | None) -> dict[str, str | None]:
+    """Return the volatile keys for the names that the nics of a running instance have on the host (None: remove)."""
+    keys: dict[str, str | None] = {}
+    for name, nic in _nics(record).items():
+        inside = nic.get("name") or record.expanded_config.get(f"volatile.{name}.name", "") or name
+        interface = (interfaces or {}).get(inside)
+        key = f"volatile.{name}.host_name"
+        wanted = interface.host_name if interface is not None else ""
+        if wanted != record.config.get(key, ""):
+            keys[key] = wanted or None
+    return keys

@@ -1,0 +1,255 @@
+"""Nics of running containers: what is plugged in, plugging in and out, rates and filters.
+
+Owns the file `nics.json` in the directory of an instance, which says what its network namespace was given, also to a
+daemon that comes later, and the nftables tables of single nics. Called by drivers/lxc.py; interfaces are changed by
+the network helper. Must never touch an interface that is not in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from incus_actors.domain.nics import parse_rate
+from incus_actors.drivers import nft
+from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
+from incus_actors.drivers.lxc_config import PAIRED, host_interface, inside_name, nic_parent, peer_interface
+from incus_actors.drivers.network_helper import NetworkHelper
+from incus_actors.model.network_values import items
+
+log = logging.getLogger(__name__)
+
+Nic = Mapping[str, str]
+
+#: What can change without taking the nic out.
+_TUNED: Final = (
+    "limits.ingress",
+    "limits.egress",
+    "limits.max",
+    "security.mac_filtering",
+    "security.ipv4_filtering",
+    "security.ipv6_filtering",
+    "ipv4.address",
+    "ipv6.address",
+    "ipv4.routes",
+    "ipv6.routes",
+)
+_PLUGGED: Final = "plugged"  #: in the file: it came while the container ran, so liblxc does not know of it
+_MADE: Final = ("nictype", "parent", "name", "hwaddr", "mtu", "vlan", "mode")
+
+
+def nics_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
+    """Return what matters of the nics of an instance, with what its volatile keys add."""
+    found = {}
+    for name, device in sorted(spec.devices.items()):
+        if device.get("type") != "nic":
+            continue
+        nic = {key: device[key] for key in (*_MADE, *_TUNED) if device.get(key)}
+        nic["name"] = inside_name(spec, name)
+        nic["host_name"] = host_interface(spec, name)
+        hwaddr = device.get("hwaddr") or spec.config.get(f"volatile.{name}.hwaddr", "")
+        if hwaddr:
+            nic["hwaddr"] = hwaddr
+        found[name] = nic
+    return found
+
+
+def note(spec: InstanceSpec, nics: Mapping[str, Nic]) -> None:
+    """Record what a running container has."""
+    path = _file(spec)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(nics, sort_keys=True))
+    temporary.replace(path)
+
+
+def noted(spec: InstanceSpec) -> dict[str, dict[str, str]]:
+    """Return what a running container has."""
+    try:
+        found: dict[str, dict[str, str]] = json.loads(_file(spec).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _file(spec: InstanceSpec) -> Path:
+    return spec.instance_dir / "nics.json"
+
+
+def _made(nic: Nic) -> dict[str, str]:
+    return {key: value for key, value in nic.items() if key not in _TUNED and key != _PLUGGED}
+
+
+async def prepare(helper: NetworkHelper, spec: InstanceSpec) -> None:
+    """Before liblxc starts a container: record its nics, make the pairs that it gets one end of. Raises DriverError."""
+    nics = nics_of(spec)
+    note(spec, nics)
+    for name, nic in nics.items():
+        try:
+            if nic["nictype"] in PAIRED:
+                await helper.call("nic_pair", _request(nic, 0))
+            await _tune(helper, nic)
+        except DriverError as error:
+            raise DriverError(f'Failed to start device "{name}": {error}') from error
+
+
+async def plug(helper: NetworkHelper, spec: InstanceSpec, pid: int) -> None:
+    """Give a running container (by its init's pid) exactly the nics of `spec`: first out, then in, then tuned.
+
+    Raises DriverError; what was done until then is recorded.
+    """
+    wanted, there = nics_of(spec), noted(spec)
+    for name in [name for name, nic in there.items() if _made(wanted.get(name, {})) != _made(nic)]:
+        await _untune(there[name])
+        await helper.call("nic_remove", _request(there[name], pid))
+        del there[name]
+        note(spec, there)
+    for name, nic in wanted.items():
+        before = there.get(name, {})
+        if {key: value for key, value in before.items() if key != _PLUGGED} == nic:
+            continue
+        try:
+            if name not in there:
+                await helper.call("nic_add", _request(nic, pid))
+                before = there[name] = {**_made(nic), _PLUGGED: "1"}
+                note(spec, there)
+            await _tune(helper, nic, before)
+        except DriverError as error:
+            raise DriverError(f'Failed to start device "{name}": {error}') from error
+        there[name] = {**nic, _PLUGGED: "1"} if _PLUGGED in before else nic
+        note(spec, there)
+
+
+async def release(helper: NetworkHelper, spec: InstanceSpec, pid: int) -> None:
+    """Before a container ends: give back interfaces of the host that liblxc would not give back."""
+    for name, nic in noted(spec).items():
+        if nic.get("nictype") == "physical" and _PLUGGED in nic:
+            try:
+                await helper.call("nic_remove", _request(nic, pid))
+            except DriverError as error:
+                log.warning("%s: %s of %s does not come back: %s", spec.name, nic["parent"], name, error)
+
+
+async def ended(helper: NetworkHelper, spec: InstanceSpec) -> None:
+    """The container is gone: remove what its nics leave on the host."""
+    for name, nic in noted(spec).items():
+        try:
+            await _untune(nic)
+            if nic.get("nictype") in PAIRED:
+                await helper.call("nic_remove", _request(nic, 0))
+        except DriverError as error:  # the next start, or the next look, tries again
+            log.warning("%s: what nic %s leaves can't be removed: %s", spec.name, name, error)
+            return
+    _file(spec).unlink(missing_ok=True)
+
+
+def _request(nic: Nic, pid: int) -> dict[str, Any]:
+    return {
+        "kind": nic["nictype"],
+        "host_name": nic["host_name"],
+        "peer": peer_interface(nic["host_name"]),
+        "name": nic["name"],
+        "parent": nic_parent(nic),
+        "hwaddr": nic.get("hwaddr", ""),
+        "mtu": int(nic.get("mtu") or 0),
+        "mode": nic.get("mode", ""),
+        "pid": pid,
+    }
+
+
+# -- rates and filters ------------------------------------------------------------------------------------------------
+
+
+def rates_bytes(nic: Nic) -> tuple[int, int]:
+    """Return bytes per second (towards the instance, from it); 0: no limit."""
+    both = nic.get("limits.max", "")
+    ingress, egress = nic.get("limits.ingress") or both, nic.get("limits.egress") or both
+    return (parse_rate(ingress) // 8 if ingress else 0, parse_rate(egress) // 8 if egress else 0)
+
+
+def _tuned(nic: Nic) -> bool:
+    return any(nic.get(key) for key in _TUNED if not key.endswith(".address"))
+
+
+async def _tune(helper: NetworkHelper, nic: Nic, old: Nic | None = None) -> None:
+    if nic.get("nictype") not in PAIRED or not (_tuned(nic) or _tuned(old or {})):
+        return
+    ingress, _ = rates_bytes(nic)
+    routes = items(nic.get("ipv4.routes")) + items(nic.get("ipv6.routes"))
+    request = {"host_name": nic["host_name"], "rate_bytes": ingress, "routes": routes}
+    await helper.call("nic_tune", request)
+    await nft.load(nic_rules(nic))
+
+
+async def _untune(nic: Nic) -> None:
+    """Remove the tables of a nic that goes; its end on the host takes its rate along."""
+    if not _may_have_tables(nic):
+        return
+    there = await nft.tables()
+    table = table_of(nic["host_name"])
+    for family in ("netdev", "bridge"):
+        if f"{family} {table}" in there:
+            await nft.remove(family, table)
+
+
+def _may_have_tables(nic: Nic) -> bool:
+    return nic.get("nictype") in PAIRED and any(
+        nic.get(key) for key in _TUNED if not key.endswith((".address", ".routes"))
+    )
+
+
+def table_of(host_name: str) -> str:
+    """Return the name of the tables of one nic."""
+    return f"{nft.PREFIX}_nic_{host_name}"
+
+
+def nic_rules(nic: Nic) -> str:
+    """Return what `nft -f` makes the tables of one nic of, whatever was there before."""
+    table, host_name = table_of(nic["host_name"]), nic["host_name"]
+    lines = [line for f in ("netdev", "bridge") for line in (f"table {f} {table} {{}}", f"delete table {f} {table}")]
+    _, egress = rates_bytes(nic)
+    if egress:
+        burst = max(egress // 10, 65536)
+        rule = f"limit rate over {egress} bytes/second burst {burst} bytes drop"
+        lines += _table("netdev", table, f'type filter hook ingress device "{host_name}" priority 0;', [rule])
+    filters = _filters(nic)
+    if filters:
+        hook = "type filter hook prerouting priority -300;"
+        lines += _table("bridge", table, hook, [f'iifname "{host_name}" {rule}' for rule in filters])
+    return "\n".join(lines) + "\n"
+
+
+def _table(family: str, table: str, hook: str, rules: list[str]) -> list[str]:
+    return [
+        f"table {family} {table} {{",
+        " chain nic {",
+        f"  {hook} policy accept;",
+        *(f"  {r}" for r in rules),
+        " }",
+        "}",
+    ]
+
+
+def _filters(nic: Nic) -> list[str]:
+    """Only frames and packets with the nic's own addresses may come from it."""
+    rules = []
+    hwaddr = nic.get("hwaddr", "")
+    mac = is_true(nic.get("security.mac_filtering"))
+    four, six = is_true(nic.get("security.ipv4_filtering")), is_true(nic.get("security.ipv6_filtering"))
+    if hwaddr and (mac or four or six):
+        rules += [f"ether saddr != {hwaddr} drop", f"ether type arp arp saddr ether != {hwaddr} drop"]
+    if four:
+        address = nic["ipv4.address"]
+        rules += [
+            f"ether type arp arp saddr ip != {{ {address}, 0.0.0.0 }} drop",
+            "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp dport 67 accept",
+            f"ether type ip ip saddr != {address} drop",
+        ]
+    if six:
+        rules += [
+            "icmpv6 type nd-router-advert drop",
+            f"ether type ip6 ip6 saddr != {{ {nic['ipv6.address']}, ::, fe80::/10 }} drop",
+        ]
+    return rules

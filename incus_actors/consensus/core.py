@@ -65,6 +65,8 @@ class Core(Node):
         self.receiver = SnapshotReceiver(self)
         self._forgiveness = StallForgiveness()
         self._announced = False
+        self._checked: Configuration | None = None  #: its voter sets are known
+        self._checked_sets: tuple[frozenset[MemberId], ...] = ()
         self._handlers = {
             ev.Tick: self._on_tick,
             ev.Stalled: self._on_stalled,
@@ -349,24 +351,47 @@ class Core(Node):
 
     def check_invariants(self) -> None:
         """Raise InvariantError if the state contradicts itself (3.1). Cheap: no loop over entries."""
-        log = self.log
-        checks = (
-            (log.durable <= log.last, "durable <= last"),
-            (self.commit <= log.last, "commit <= last"),
-            (log.mark.index <= self.commit, "snapshot <= commit"),
-            (self.applied <= self.apply_sent, "applied <= handed over"),
-            (self.apply_sent <= min(self.commit, log.durable), "R-APPLY: applied <= min(commit, durable)"),
-            (log.last - log.first + 1 == len(log.entries), "entries are contiguous"),
-            (log.mark.configuration_index <= log.configuration_index <= log.last, "configurations match the log"),
-            (self.voter_sets == log.configuration.voter_sets(), "voters are those of the active configuration"),
-            ((self.role is RaftRole.LEADER) == (self.leadership is not None), "leadership belongs to leaders"),
-            (self.role is not RaftRole.LEADER or self.leader == self.id, "a leader knows itself"),
-            (self.durable_hard.term <= self.term, "durable term <= term"),
-        )
-        for holds, what in checks:
-            if not holds:
-                raise InvariantError(f"member {self.id} term {self.term}: {what}")
+        broken = self._broken_log() or self._broken_roles()
+        if broken:
+            raise InvariantError(f"member {self.id} term {self.term}: {broken}")
         if self.leadership is not None:
+            last = self.log.last
             for progress in self.leadership.progress.values():
-                if not progress.match < progress.next or progress.match > log.last:
+                if not progress.match < progress.next or progress.match > last:
                     raise InvariantError(f"progress of {progress.id}: match {progress.match} next {progress.next}")
+
+    def _broken_log(self) -> str:
+        """Return what does not hold of log, commit and applied."""
+        log = self.log
+        last, commit = log.last, self.commit
+        if log.durable > last:
+            return "durable <= last"
+        if commit > last:
+            return "commit <= last"
+        if log.mark.index > commit:
+            return "snapshot <= commit"
+        if self.applied > self.apply_sent:
+            return "applied <= handed over"
+        if self.apply_sent > commit or self.apply_sent > log.durable:
+            return "R-APPLY: applied <= min(commit, durable)"
+        if last - log.first + 1 != len(log.entries):
+            return "entries are contiguous"
+        if not log.mark.configuration_index <= log.configuration_index <= last:
+            return "configurations match the log"
+        return ""
+
+    def _broken_roles(self) -> str:
+        """Return what does not hold of role, term and voters."""
+        configuration = self.log.configuration
+        if configuration is not self._checked:
+            self._checked, self._checked_sets = configuration, configuration.voter_sets()
+        if self.voter_sets != self._checked_sets:
+            return "voters are those of the active configuration"
+        leads = self.role is RaftRole.LEADER
+        if leads != (self.leadership is not None):
+            return "leadership belongs to leaders"
+        if leads and self.leader != self.id:
+            return "a leader knows itself"
+        if self.durable_hard.term > self.term:
+            return "durable term <= term"
+        return ""

@@ -9,7 +9,7 @@ import pytest
 
 from incus_actors.simulation.runner import run_seeds
 
-SEEDS = int(os.environ.get("INCUS_ACTORS_SEEDS", "500"))
+SEEDS = int(os.environ.get("INCUS_ACTORS_SEEDS", "2000"))
 FIRST = int(os.environ.get("INCUS_ACTORS_FIRST_SEED", "0"))
 
 

@@ -210,7 +210,7 @@ class StorageActor(Actor):
             if not pool.usable or driver is None or not driver.caches_images:
                 continue
             rows = volume_queries.volumes(database, pool_id=pool.id, type_="image", node_id=own)
-            gone = {row.name for row in rows} | set(driver.cached_images(pool_spec(pool)))
+            gone = {row.name for row in rows} | set(await driver.cached_images(pool_spec(pool)))
             try:
                 for fingerprint in sorted(gone - known):
                     await driver.delete_image(pool_spec(pool), fingerprint)

@@ -81,7 +81,7 @@ class VolumeRepair:
         volume = spec_of(self._host, row)
         driver = self._driver(volume.pool)
         if kind == transactions.RENAMING:
-            if snapshot.name in driver.snapshots(volume):
+            if snapshot.name in await driver.snapshots(volume):
                 await driver.rename_snapshot(volume, snapshot.name, extra)
             await self._host.commit(transactions.rename_snapshot(snapshot.id, extra))
             await self._host.commit(transactions.set_snapshot_phase(snapshot.id, snapshot.phase, ""))

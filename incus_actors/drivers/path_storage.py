@@ -72,7 +72,7 @@ class PathStorage(PathTrees):
                 await self.make_tree(incoming)
                 if image is not None:
                     await unpack(image, incoming, progress)
-            _fit(volume, incoming, image)
+            fit(volume, incoming, image)
             await self.limit(volume.pool, incoming, self.quota(volume))
             await asyncio.to_thread(incoming.rename, path)
         return path
@@ -90,7 +90,7 @@ class PathStorage(PathTrees):
 
     async def delete_volume(self, volume: VolumeSpec) -> None:
         """Remove it and its snapshots; never follows links or crosses mounts. Idempotent."""
-        for snapshot in self.snapshots(volume):
+        for snapshot in await self.snapshots(volume):
             await self.delete_snapshot(volume, snapshot)
         await self._discard(self.volume_path(volume), f'volume "{volume.name}"')
 
@@ -161,7 +161,7 @@ class PathStorage(PathTrees):
             raise
 
     async def _drop_snapshots(self, volume: VolumeSpec) -> None:
-        for snapshot in self.snapshots(volume):
+        for snapshot in await self.snapshots(volume):
             await self.delete_snapshot(volume, snapshot)
 
     # --- snapshots ------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def untar(chunks: AsyncIterator[bytes], target: Path, *, prefix: str = "") -> Co
     return commands.feed(chunks, "tar", "--extract", "--file=-", f"--directory={target}", *options, *wanted)
 
 
-def _fit(volume: VolumeSpec, tree: Path, image: ImageFiles | None) -> None:
+def fit(volume: VolumeSpec, tree: Path, image: ImageFiles | None) -> None:
     """Give a new volume its owner, modes and disk."""
     if volume.kind == "container":
         # Nobody but root may pass: with idmapped mounts set-uid files of instances belong to real root.

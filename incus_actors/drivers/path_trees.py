@@ -108,7 +108,7 @@ class PathTrees:
             raise BadRequestError(f"Invalid snapshot name: {snapshot}")
         return self._snapshots_of(volume) / snapshot
 
-    def snapshots(self, volume: VolumeSpec) -> list[str]:
+    async def snapshots(self, volume: VolumeSpec) -> list[str]:
         """Return the names of the snapshots that are there, sorted."""
         directory = self._snapshots_of(volume)
         if not directory.is_dir():
@@ -136,7 +136,7 @@ class PathTrees:
         left = self._left_in(root)
         if left:
             raise DriverError(f'Storage pool "{pool.name}" is not empty: {", ".join(left[:5])}')
-        for fingerprint in self.cached_images(pool):
+        for fingerprint in await self.cached_images(pool):
             await self.delete_image(pool, fingerprint)
         for name in DIRECTORIES:
             with contextlib.suppress(FileNotFoundError):
@@ -163,7 +163,7 @@ class PathTrees:
             removed.append(f"unfinished volume {entry} removed")
         return removed
 
-    def cached_images(self, pool: PoolSpec) -> list[str]:
+    async def cached_images(self, pool: PoolSpec) -> list[str]:
         """Return the fingerprints of the images that are cached in a pool."""
         directory = self.pool_path(pool) / KINDS["image"]
         if not self.caches_images or not directory.is_dir():

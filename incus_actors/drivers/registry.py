@@ -17,6 +17,7 @@ from incus_actors.drivers.process import ProcessDriver
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.drivers.storage_btrfs import BtrfsStorage
 from incus_actors.drivers.storage_dir import DirStorage
+from incus_actors.drivers.storage_zfs import ZfsStorage
 from incus_actors.errors import BadRequestError, MemberError
 
 
@@ -53,7 +54,11 @@ def choose_drivers(directory: Path, *, instance_driver: str = "", helper: Networ
         raise MemberError(f"The instance driver {instance_driver} does not work: {reasons[instance_driver].reason}")
     use_lxc = reasons["lxc"].available and instance_driver != "process"
     storage: dict[str, StorageDriver] = {}
-    candidates: dict[str, StorageDriver] = {"dir": DirStorage(directory), "btrfs": BtrfsStorage(directory)}
+    candidates: dict[str, StorageDriver] = {
+        "dir": DirStorage(directory),
+        "btrfs": BtrfsStorage(directory),
+        "zfs": ZfsStorage(directory),
+    }
     for name, driver in candidates.items():
         reasons[name] = driver.availability()
         if reasons[name].available:

@@ -6,6 +6,7 @@ can be mapped. Called by the lxc driver before each start; must never leave a ha
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from incus_actors.drivers import mounts
@@ -53,6 +54,9 @@ class RootfsOwners:
             ],
             timeout_s=_SHIFT_TIMEOUT_S,
         )
+        # Root of the instance must pass here itself where the mount does not map it; nobody else may.
+        volume.chmod(0o700 if base == (0, 0) else 0o100)
+        os.chown(volume, base[0], 0)
         temporary = volume / "idmap.new"
         temporary.write_text(f"{base[0]} {base[1]}\n")
         temporary.replace(marker)

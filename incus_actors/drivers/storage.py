@@ -81,7 +81,7 @@ class StorageDriver(Protocol):
     async def reconcile(self, pool: PoolSpec) -> list[str]:
         """At start: remove unfinished work; return a line for each thing removed."""
 
-    def cached_images(self, pool: PoolSpec) -> list[str]:
+    async def cached_images(self, pool: PoolSpec) -> list[str]:
         """Return the fingerprints of the images that are cached in a pool."""
 
     async def delete_image(self, pool: PoolSpec, fingerprint: str) -> None:
@@ -128,7 +128,7 @@ class StorageDriver(Protocol):
     def snapshot_path(self, volume: VolumeSpec, snapshot: str) -> Path:
         """Return where a snapshot can be read."""
 
-    def snapshots(self, volume: VolumeSpec) -> list[str]:
+    async def snapshots(self, volume: VolumeSpec) -> list[str]:
         """Return the names of the snapshots that are there, sorted."""
 
     async def create_snapshot(self, volume: VolumeSpec, snapshot: str) -> None:

@@ -208,7 +208,7 @@ async def test_the_second_instance_of_an_image_is_a_clone(driver, pool, image):
         assert (path / "rootfs/bin/busybox").is_file()
         assert (path / "apply-template").read_text() == "create\n"
         assert path.stat().st_mode & 0o777 == 0o700
-    assert driver.cached_images(pool) == [image.fingerprint]
+    assert await driver.cached_images(pool) == [image.fingerprint]
     cached = driver.volume_path(VolumeSpec(pool, image.fingerprint, kind="image"))
     with pytest.raises(OSError, match="Read-only"):
         (cached / "x").touch()
@@ -233,7 +233,7 @@ async def test_snapshots_are_restored_all_or_nothing(driver, pool):
         await driver.create_snapshot(volume, "s1")
     (path / "file").write_text("two")
     await driver.rename_snapshot(volume, "s1", "first")
-    assert driver.snapshots(volume) == ["first"]
+    assert await driver.snapshots(volume) == ["first"]
     assert (driver.snapshot_path(volume, "first") / "file").read_text() == "one"
     with pytest.raises(DriverError, match=r'Snapshot "nope" .* is missing'):
         await driver.restore_snapshot(volume, "nope")
@@ -244,11 +244,11 @@ async def test_snapshots_are_restored_all_or_nothing(driver, pool):
         (path / "big").write_bytes(os.urandom(64 << 20))
     other = custom(pool, "w")
     await driver.rename_volume(volume, other)
-    assert driver.snapshots(other) == ["first"]
+    assert await driver.snapshots(other) == ["first"]
     copy = custom(pool, "x")
     await driver.copy_volume(other, copy, ["first"])
     assert (driver.volume_path(copy) / "file").read_text() == "one"
-    assert driver.snapshots(copy) == ["first"]
+    assert await driver.snapshots(copy) == ["first"]
     with pytest.raises(DriverError, match="already exists"):
         await driver.copy_volume(other, copy)
     await driver.delete_snapshot(other, "first")
@@ -376,7 +376,7 @@ async def test_streams_carry_a_volume_with_its_snapshots(driver, pool, form):
             parent = snapshot
         assert not driver.has_volume(target)
         await receiver.keep()
-    assert driver.snapshots(target) == ["s1", "s2"]
+    assert await driver.snapshots(target) == ["s1", "s2"]
     assert sorted(e.name for e in driver.snapshot_path(target, "s1").iterdir()) == ["kept"]
     copied = driver.volume_path(target)
     assert sorted(e.name for e in copied.iterdir()) == ["kept", "last", "later"]

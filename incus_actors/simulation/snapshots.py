@@ -40,6 +40,7 @@ class SnapshotWork:
         self.waiting: list[int] = []
         self.first = 0
         self.stored: dict[str, int] = {}
+        self.busy_until_us = 0
 
     def forget(self) -> None:
         """The process has died; the next one sweeps the files."""
@@ -47,6 +48,7 @@ class SnapshotWork:
         self.waiting = []
         self.stored = {}
         self.first = 0
+        self.busy_until_us = 0
 
     def _delay(self) -> int:
         return 200 + int(self.host.rng.random() * 20_000)
@@ -132,8 +134,10 @@ class SnapshotWork:
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def store(self, effect: fx.StoreSnapshotChunk) -> None:
-        """Write received bytes."""
-        self.host.soon(50 + int(self.host.rng.random() * 300), self._stored, effect)
+        """Write received bytes, one after the other: there is one thread for files."""
+        now = self.host.world.now_us
+        self.busy_until_us = max(self.busy_until_us, now + 50 + int(self.host.rng.random() * 300))
+        self.host.soon(self.busy_until_us - now, self._stored, effect)
 
     def _stored(self, effect: fx.StoreSnapshotChunk) -> None:
         snapshot_id, end = effect.offer.snapshot_id, effect.offset + len(effect.data)

@@ -189,6 +189,10 @@ class Client:
         keys = sorted({key for operation in self.world.history.operations for key in operation.keys})
         self._begin(self._operation("read", tuple(keys), None))
 
+    def write_something(self) -> None:
+        """Write one register; after healing."""
+        self._begin(self._write())
+
     def _write(self) -> Operation:
         key = self._register()
         return self._operation("write", (key,), Command((Action("set", key, self._value()),)))

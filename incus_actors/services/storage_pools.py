@@ -105,7 +105,11 @@ class StoragePoolService:
             name=row.name,
             driver=row.driver,
             used_by=sorted(
-                {_url(row.name, use) for use in uses if member_id is None or use.member_id in (None, member_id)}
+                {
+                    _url(row.name, use, names.get(use.member_id or 0, "") if self._identity.clustered else "")
+                    for use in uses
+                    if member_id is None or use.member_id in (None, member_id)
+                }
             ),
             status=state.label,
             locations=[names[id_] for id_ in row.members if id_ in names],
@@ -358,11 +362,11 @@ def _hidden(config: Config) -> dict[str, str]:
     return {key: value for key, value in config.items() if key not in shown}
 
 
-def _url(pool: str, use: PoolUse) -> str:
+def _url(pool: str, use: PoolUse, location: str) -> str:
     if use.kind in {"container", "virtual-machine"}:
         return url_of("instances", use.name, project=use.project)
     if use.kind == "image":
-        return url_of("images", use.name, project=use.project)
+        return url_of("images", use.name, project=use.project, target=location)
     if use.kind == "profile":
         return url_of("profiles", use.name, project=use.project)
-    return url_of("storage-pools", pool, "volumes", "custom", use.name, project=use.project)
+    return url_of("storage-pools", pool, "volumes", "custom", use.name, project=use.project, target=location)

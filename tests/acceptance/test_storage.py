@@ -100,6 +100,9 @@ def test_volumes_of_every_member_through_any(incus, cluster, incus_on) -> None:
         incus("storage", "volume", "create", "fast", "v1", "size=20MiB", "--target", member)
     incus("storage", "volume", "create", "fast", "here")
     assert volumes(other) == [("here", "m2"), ("v1", "m1"), ("v1", "m3")]
+    used = json.loads(incus("query", "/1.0/storage-pools/fast"))["used_by"]
+    for member in ("m1", "m3"):
+        assert f"/1.0/storage-pools/fast/volumes/custom/v1?target={member}" in used
     assert "LOCATION" in other("storage", "volume", "list", "fast")
     assert other.fails("storage", "volume", "show", "fast", "v1") == (
         'Error: More than one cluster member has a volume named "v1". Please target a specific member'

@@ -212,7 +212,7 @@ async def running_member(
         routing=routing,
         consensus=cast(Any, consensus),
         database=cast(Any, database),
-        services=cast(Any, None),
+        services=cast(Any, SimpleNamespace(config=SimpleNamespace(value=lambda _key: ""))),
         shutdown=shutdown,
         exit=lambda: exited.append(True),
         phase="ready",

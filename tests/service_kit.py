@@ -196,6 +196,7 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         cluster=cast(Any, SimpleNamespace()),
         members=cast(Any, SimpleNamespace()),
         sql=SqlService(consensus=consensus, database=database, path=lambda: consensus.database.path, identity=identity),
+        metrics=cast(Any, SimpleNamespace()),
         instances=SimpleNamespace(),
         images=SimpleNamespace(),
     )

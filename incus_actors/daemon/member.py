@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from incus_actors import __version__, service_manager
 from incus_actors.actors.instances import StopAll
 from incus_actors.consensus import bootstrap
+from incus_actors.daemon.metrics_listener import MetricsListener
 from incus_actors.daemon.parts import Parts, build_parts
 from incus_actors.daemon.state_setup import prepare_state, wait_for_state
 from incus_actors.errors import ApiError, UnavailableError
@@ -33,7 +34,7 @@ from incus_actors.transport.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
-ADDRESS_KEYS = frozenset({"core.https_address", "cluster.https_address"})
+ADDRESS_KEYS = frozenset({"core.https_address", "cluster.https_address", "core.metrics_address"})
 IDENTITY_TOPICS = frozenset({"members"})
 ACCESS_TOPICS = frozenset({"certificates", "projects", "members"})
 
@@ -48,6 +49,7 @@ class MemberDaemon:
         self._stopped = False
         self._parts: Parts | None = None
         self._listeners: Listeners | None = None
+        self._metrics: MetricsListener | None = None
         self._reloading = asyncio.Lock()
 
     async def main(self) -> int:
@@ -132,6 +134,7 @@ class MemberDaemon:
         parts.services.cluster.certificate.settle()
         listeners = self._listeners = Listeners(build_app(parts.gateway))
         await listeners.start()
+        self._metrics = MetricsListener(parts.gateway)
         await self._reload()
         await listeners.open_unix(self._settings.unix_socket, group=self._settings.group, passed=passed.get("unix"))
         cluster = parts.services.cluster
@@ -206,6 +209,8 @@ class MemberDaemon:
         listeners.use_certificate(directory / f"{name}.crt", directory / f"{name}.key")
         config = parts.services.config
         await listeners.set_https(config.configured("core.https_address"), config.configured("cluster.https_address"))
+        if self._metrics is not None:
+            await self._metrics.listen(config.configured("core.metrics_address"), directory / name)
 
     async def _listen_also(self, address: str) -> None:
         """Beside what is configured, until the next reload. Raises MemberError."""
@@ -272,6 +277,8 @@ class MemberDaemon:
     async def _stop(self) -> None:
         if self._listeners is not None:
             self._listeners.stop_accepting()
+        if self._metrics is not None:
+            await self._metrics.close()
         await self._stop_parts()
         if self._listeners is not None:
             await self._listeners.close()

@@ -54,6 +54,7 @@ from incus_actors.services import instance_use_cases, volume_use_cases
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.join import ServerFacts
 from incus_actors.services.members import offline_threshold_s, why_offline
+from incus_actors.services.metrics import MetricsService
 from incus_actors.services.network_changes import NetworkChanges
 from incus_actors.services.network_leases import NetworkLeases
 from incus_actors.services.networks import NetworkService
@@ -69,6 +70,7 @@ from incus_actors.services.trust import TrustService
 from incus_actors.services.warnings import WarningKind, WarningService
 from incus_actors.settings import Settings
 from incus_actors.state.database import Database
+from incus_actors.state.queries import warnings as warning_queries
 from incus_actors.state.queries.cluster import instance_counts
 from incus_actors.state.schema import SCHEMA_VERSION
 from incus_actors.transport.lanes import Lanes
@@ -250,6 +252,11 @@ def _services(
         cluster=cluster,
         members=cluster.members,
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),
+        metrics=MetricsService(
+            host,
+            operations=lambda: len(core.operations.running()),
+            warnings=lambda: len(warning_queries.warnings(database)),
+        ),
         instances=instances,
         images=images,
         volumes=volume_use_cases.build(

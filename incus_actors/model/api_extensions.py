@@ -38,6 +38,7 @@ API_EXTENSIONS: Final[tuple[str, ...]] = (
     "instances_nic_host_name",
     "container_nic_routes",
     "container_nic_ipfilter",
+    "metrics",
     "firewall_driver",
     "projects",
     "project_usage",

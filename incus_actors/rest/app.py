@@ -31,6 +31,7 @@ ROUTE_MODULES = (
     "volume_backup",
     "network",
     "warning",
+    "metrics",
     "instance",
     "exec",
     "image",

@@ -22,6 +22,7 @@ from incus_actors.security.tls import TrustAnyClientContext
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8443
+METRICS_PORT = 9100
 BACKLOG = 1024
 KEEPALIVE_S = 90.0  #: longer than members keep idle connections to us (gateway/forwarding.py)
 HANDSHAKE_S = 10.0
@@ -31,21 +32,21 @@ UNIX_PATH_MAX = 107
 Address = tuple[str, int]  #: ("", port) is every address of this machine
 
 
-def parse_listen_address(text: str) -> Address:
+def parse_listen_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     """Return host and port of "host:port", "[v6]:port", ":port" or "host". Raises BadRequestError."""
     host, separator, port = text.rpartition(":")
     if not separator or (":" in host and not host.startswith("[")) or text.endswith("]"):
-        host, port = text, str(DEFAULT_PORT)
+        host, port = text, str(default_port)
     host = host.removeprefix("[").removesuffix("]")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise BadRequestError(f'Invalid listen address "{text}"')
     return ("" if host in ("", "::", "*") else host, int(port))
 
 
-def plan_addresses(*configured: str) -> list[Address]:
+def plan_addresses(*configured: str, default_port: int = DEFAULT_PORT) -> list[Address]:
     """Return what to listen on for core.https_address and cluster.https_address: no address twice, and none that
     a wildcard on the same port covers. Empty texts count for nothing. Raises BadRequestError."""
-    wanted = list(dict.fromkeys(parse_listen_address(text) for text in configured if text))
+    wanted = list(dict.fromkeys(parse_listen_address(text, default_port) for text in configured if text))
     everywhere = {port for host, port in wanted if host == ""}
     everywhere_v4 = {port for host, port in wanted if host == "0.0.0.0"}  # noqa: S104 - compared, not bound
     kept = []
@@ -134,7 +135,8 @@ def _answers(path: Path) -> bool:
 class Listeners:
     """The listeners of one daemon. `certificate` and `key` are the files that HTTPS shows at first."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, *, default_port: int = DEFAULT_PORT) -> None:
+        self._default_port = default_port
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -183,7 +185,7 @@ class Listeners:
 
         Raises MemberError when one can't be bound; then it listens where it did before. Connections stay open.
         """
-        wanted = plan_addresses(*configured)
+        wanted = plan_addresses(*configured, default_port=self._default_port)
         removed = {address: server for address, server in self._https.items() if address not in wanted}
         for server in removed.values():
             server.close()  # first: a wildcard and an address on the same port exclude each other

@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 from incus_actors.errors import ApiError, ForbiddenError, UnavailableError
 from incus_actors.gateway.access import CALLER, Caller, caller_of
 from incus_actors.gateway.upgrades import STARTED
+from incus_actors.model.config_values import is_true
 from incus_actors.rest.context import GATEWAY, Gateway
 from incus_actors.rest.http import Handler, RouteSpec, error, flag, project_of
 from incus_actors.security.tls import BioTLSObject
@@ -205,6 +206,11 @@ def _named(routing: Routing, member_id: int) -> str:
 # -- the order of things ------------------------------------------------------------------------------------------------
 
 
+def _for_everybody(gateway: Gateway) -> bool:
+    """Whether strangers may see the metrics (`core.metrics_authentication`)."""
+    return not is_true(gateway.services.config.value("core.metrics_authentication") or "true")
+
+
 def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
     """Return the aiohttp handler of one route."""
 
@@ -213,7 +219,8 @@ def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
         if gateway.phase != "ready" and not spec.during_shutdown:
             raise UnavailableError("Shutting down" if gateway.phase == "stopping" else "Daemon is starting up")
         who = caller_of(request)
-        authorize(request, spec, who)
+        if not (spec.access == "metrics" and _for_everybody(gateway)):
+            authorize(request, spec, who)
         headers = await freshness.barrier(request, spec) if who.trusted else {}
         authorize_shared(request, spec, who, gateway.routing)
         member_id = _elsewhere(request, spec, gateway, who)

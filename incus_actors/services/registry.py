@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from incus_actors.services.cluster_use_cases import ClusterUseCases
     from incus_actors.services.members import MembersService
+    from incus_actors.services.metrics import MetricsService
     from incus_actors.services.network_changes import NetworkChanges
     from incus_actors.services.network_leases import NetworkLeases
     from incus_actors.services.networks import NetworkService
@@ -41,6 +42,7 @@ class Services:
     cluster: ClusterUseCases
     members: MembersService
     sql: SqlService
+    metrics: MetricsService
     instances: Any
     images: Any
     volumes: Any = None  #: volume_use_cases.VolumeUseCases

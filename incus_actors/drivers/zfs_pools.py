@@ -292,7 +292,7 @@ class ZfsPools:
                 return
             raise
         try:
-            await run("zfs", "destroy", "-r", dataset)
+            await tools.when_free("zfs", "destroy", "-r", dataset)
         except BaseException:
             if path.is_absolute():
                 await commands.run_quietly("zfs", "mount", dataset)

@@ -157,7 +157,7 @@ class Freshness:
             except UnavailableError:
                 now = time.monotonic()
                 refused = now - begin < slice_s / 2  # an answer, and not that nobody leads yet
-                if refused or now >= deadline or out_of_reach(self.consensus.status()):
+                if refused or now >= deadline or _in_vain(self.consensus.status()):
                     raise
                 slice_s = min(deadline - now, LOOK_AGAIN_S)
             else:
@@ -187,6 +187,11 @@ def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) 
         f"Failed to begin transaction: no available leader found: {detail}",
         remedy="start the missing members, or add ?consistency=stale to read what is here",
     )
+
+
+def _in_vain(status: ConsensusStatus) -> bool:
+    """Whether waiting for a leader helps nothing: this member itself can't go on, or no quorum is in reach."""
+    return bool(status.halted or status.disk_full or out_of_reach(status))
 
 
 def _linked(status: ConsensusStatus) -> set[int]:

@@ -23,10 +23,11 @@ class Leaderless:
         self.linked = linked
         self.leads_at = time.monotonic() + leads_after
         self.asked = 0
+        self.disk_full = False
 
     def status(self) -> SimpleNamespace:
         peers = [SimpleNamespace(id=number, link=number in self.linked) for number in (2, 3)]
-        return SimpleNamespace(member_id=1, peers=peers, configuration=THREE)
+        return SimpleNamespace(member_id=1, peers=peers, configuration=THREE, disk_full=self.disk_full, halted="")
 
     async def read_barrier(self, *, timeout_s: float) -> int:
         self.asked += 1
@@ -52,6 +53,14 @@ async def test_a_write_waits_for_a_leader_that_can_still_be_elected() -> None:
 
 async def test_a_write_does_not_wait_where_no_quorum_is_in_reach() -> None:
     consensus = Leaderless([], leads_after=0.15)
+    with pytest.raises(UnavailableError):
+        await Freshness(consensus)._confirm(5.0)  # type: ignore[arg-type]
+    assert consensus.asked == 1
+
+
+async def test_a_full_disk_is_no_reason_to_wait_for_a_leader() -> None:
+    consensus = Leaderless([2, 3], leads_after=0.15)
+    consensus.disk_full = True
     with pytest.raises(UnavailableError):
         await Freshness(consensus)._confirm(5.0)  # type: ignore[arg-type]
     assert consensus.asked == 1

@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from incus_actors import __version__
 from incus_actors.actors.actor import ChildSpec
@@ -74,6 +75,8 @@ from incus_actors.state.queries import warnings as warning_queries
 from incus_actors.state.queries.cluster import instance_counts
 from incus_actors.state.schema import SCHEMA_VERSION
 from incus_actors.transport.lanes import Lanes
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -269,15 +272,29 @@ def _services(
     )
 
 
+def _once_per_entry(core: _Core, read: Callable[[], _T]) -> Callable[[], _T]:
+    """Return `read`, its answer kept until another entry is applied here: for what is asked at every tick."""
+    kept: list[tuple[int, _T]] = []
+
+    def answer() -> _T:
+        applied = core.consensus.status().applied
+        if not kept or kept[0][0] != applied:
+            kept[:] = [(applied, read())]
+        return kept[0][1]
+
+    return answer
+
+
 def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
     """Every actor that may restart without the daemon: each is a permanent child of the root."""
     relay = EventRelay(core.events, core.operations, system=core.actors, members=core.routing.others)
     core.operations.elsewhere = relay.operations_elsewhere
     incarnation = secrets.randbits(62)
+    counts = _once_per_entry(core, lambda: instance_counts(core.database))
 
     def own_facts() -> OwnFacts:
         member_id = core.identity.member_id
-        mine = instance_counts(core.database).get(member_id, 0)
+        mine = counts().get(member_id, 0)
         return OwnFacts(member_id, core.consensus.status().applied, mine, mine)
 
     def heartbeat() -> HeartbeatActor:
@@ -287,7 +304,7 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
             own=own_facts,
             version=(__version__, SCHEMA_VERSION, len(API_EXTENSIONS)),
             incarnation=incarnation,
-            threshold_s=lambda: float(offline_threshold_s(core.database)),
+            threshold_s=_once_per_entry(core, lambda: float(offline_threshold_s(core.database))),
         )
 
     warnings = WarningService(consensus=core.consensus, database=core.database)

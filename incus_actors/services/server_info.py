@@ -123,17 +123,21 @@ class ServerInfoService:
 
     def server(self, *, user: str, method: str, project: str = "default") -> Server:
         """Return what a trusted caller sees; `method` is unix or tls."""
+        config = self._config.effective()
         return Server(
-            config=self._config.effective(),
+            config=config,
             api_extensions=API_EXTENSIONS,
             auth_user_name=user,
             auth_user_method=method,
-            environment=self._environment(project),
+            environment=self._environment(project, self._addresses(config.get("core.https_address", ""))),
         )
 
     def addresses(self) -> list[str]:
         """Return host:port of every address at which clients reach this server."""
-        configured = self._config.configured("core.https_address")
+        return self._addresses(self._config.configured("core.https_address"))
+
+    @staticmethod
+    def _addresses(configured: str) -> list[str]:
         if not configured:
             return []
         host, port = split_address(configured)
@@ -153,13 +157,13 @@ class ServerInfoService:
         self._pair = (clustered, _modified_ns(pair.certificate_path), pair)
         return pair
 
-    def _environment(self, project: str) -> Environment:
+    def _environment(self, project: str, addresses: list[str]) -> Environment:
         facts = host_facts()
         pair = self.certificate()
         driver = self._instance_driver
         used = [row[0] for row in self._database.query("SELECT DISTINCT driver FROM storage_pools ORDER BY driver")]
         return Environment(
-            addresses=self.addresses(),
+            addresses=addresses,
             architectures=list(facts.architectures),
             certificate=pair.certificate_pem,
             certificate_fingerprint=pair.fingerprint,

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 from incus_actors.consensus.types import GENESIS_CHAIN, Entry, EntryKind, Index
@@ -31,6 +32,7 @@ _SET = (
 _APPEND = "INSERT INTO lists (key, position, number) SELECT ?1, COUNT(*), ?2 FROM lists WHERE key = ?1"
 _LIST = "SELECT number FROM lists WHERE key = ? ORDER BY position"
 _REGISTER = "SELECT value FROM registers WHERE key = ?"
+_FIRST = itemgetter(0)
 _MEMORY = Path("/dev/shm")  # noqa: S108  # files that need not survive us, and whose syncs cost nothing
 
 
@@ -105,7 +107,7 @@ class SqlMachine:
         if key.startswith("r"):
             row = connection.execute(_REGISTER, (key,)).fetchone()
             return None if row is None else str(row[0])
-        return tuple(int(row[0]) for row in connection.execute(_LIST, (key,))) or None
+        return tuple(map(int, map(_FIRST, connection.execute(_LIST, (key,))))) or None
 
     def image(self) -> Image:
         """Return the file as bytes, copied by the backup API as for a transfer snapshot."""
@@ -159,5 +161,5 @@ def _outcome(entry: Entry, applied: Applied | None) -> Outcome | None:
         if statement.sql == _SET:
             values.append(str(rows[0][0]))
         elif statement.sql == _LIST:
-            values.append(tuple(int(str(row[0])) for row in rows) or None)
+            values.append(tuple(map(int, map(_FIRST, rows))) or None)
     return ("applied", tuple(values), applied.index)

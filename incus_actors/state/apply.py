@@ -273,7 +273,7 @@ class Applier:
         self._guard.mode = Mode.GUARD
         for guard in transaction.guards:
             cursor = self._run(self._guard.text(Mode.GUARD, guard.sql), guard.parameters)
-            found = tuple(tuple(row) for row in cursor.fetchall())
+            found = tuple(map(tuple, cursor.fetchall()))
             if found != guard.expected:
                 self._guard.mode = Mode.CORE
                 return Outcome("conflict", index, label=guard.label)
@@ -286,7 +286,7 @@ class Applier:
         self._guard.mode = mode
         for statement in transaction.statements:
             cursor = self._run(self._guard.text(mode, statement.sql), statement.parameters)
-            rows.append(tuple(tuple(row) for row in cursor.fetchall()) if cursor.description else ())
+            rows.append(tuple(map(tuple, cursor.fetchall())) if cursor.description else ())
             changed.append(max(0, cursor.rowcount))
         self._guard.mode = Mode.CORE
         if transaction.schema:

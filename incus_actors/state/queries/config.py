@@ -20,5 +20,10 @@ def member_config(db: Reader, member_id: int) -> dict[str, str]:
 
 
 def server_config(db: Reader, member_id: int) -> dict[str, str]:
-    """Return what `GET /1.0` of that member shows: both, sorted."""
-    return dict(sorted({**global_config(db), **member_config(db, member_id)}.items()))
+    """Return what `GET /1.0` of that member shows: both, sorted; its own value wins."""
+    rows = db.query(
+        "SELECT key, value, 0 AS own FROM config"
+        " UNION ALL SELECT key, value, 1 FROM node_server_config WHERE node_id = ? ORDER BY key, own",
+        (member_id,),
+    )
+    return {row[0]: row[1] for row in rows}

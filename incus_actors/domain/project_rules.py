@@ -308,11 +308,11 @@ def check_target(project: Config, target: str, groups_of_member: Iterable[str]) 
     allowed = allowed_groups(project)
     if target.startswith("@"):
         if allowed is not None and target[1:] not in allowed:
-            raise ForbiddenError("Project isn't allowed to use this cluster group")
+            raise ForbiddenError(f'Project isn\'t allowed to use this cluster group: "{target[1:]}"')
         return
     if not target or not restricted(project):
         return
     if project.get("restricted.cluster.target") != "allow":
         raise ForbiddenError("This project doesn't allow cluster member targeting")
     if allowed is not None and not allowed & frozenset(groups_of_member):
-        raise ForbiddenError("Project isn't allowed to use this cluster member")
+        raise ForbiddenError(f'Project isn\'t allowed to use this cluster member: "{target}"')

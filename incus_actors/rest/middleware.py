@@ -88,13 +88,13 @@ def authorize(request: web.Request, spec: RouteSpec, who: Caller) -> None:
     if who.projects is None:
         return
     if spec.access == "admin":
-        raise ForbiddenError
+        raise ForbiddenError("Certificate is restricted")
     if spec.project_scoped:
         lists_all = request.method == hdrs.METH_GET and flag(request, "all-projects")
         if project_of(request) not in who.projects and not (lists_all and "project" not in request.query):
-            raise ForbiddenError
+            raise ForbiddenError(f'User does not have permissions for project "{project_of(request)}"')
     elif request.method != hdrs.METH_GET:
-        raise ForbiddenError
+        raise ForbiddenError("Certificate is restricted")
 
 
 #: What lies under these paths belongs to the default project for projects without the feature.

@@ -131,6 +131,8 @@ def check_pair(certificate_pem: str, key_pem: str) -> None:
             "PEM inputs may have been switched",
             status=500,
         )
+    if "PRIVATE KEY" not in key_pem:
+        raise BadRequestError("Private key must be base64 encoded PEM key")
     try:
         certificate = load_pem_x509_certificate(certificate_pem.encode())
         key = load_pem_private_key(key_pem.encode(), password=None)

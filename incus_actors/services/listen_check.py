@@ -36,7 +36,7 @@ async def check_bind(key: str, address: str, current: Mapping[str, str]) -> None
     try:
         _bind(family, target)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and port in _own_ports(current):
+        if error.errno == errno.EADDRINUSE and port in _own_ports(key, current):
             return
         reason = os.strerror(error.errno or 0).lower()
         raise MemberError(f"{what} {shown}: bind: {reason}") from None
@@ -62,10 +62,11 @@ def _bind(family: int, target: tuple[str, int]) -> None:
         trial.bind(target)
 
 
-def _own_ports(current: Mapping[str, str]) -> set[int]:
+def _own_ports(wanted: str, current: Mapping[str, str]) -> set[int]:
+    """Return the ports that are ours already and may be used for `wanted`: metrics never share with the API."""
     ports = set()
     for key, default in _DEFAULT_PORTS.items():
-        if current.get(key):
+        if current.get(key) and (key in _WHAT) == (wanted in _WHAT):
             port = split_address(current[key], default)[1]
             if port.isdigit():
                 ports.add(int(port))

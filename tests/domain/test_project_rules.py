@@ -255,7 +255,7 @@ def test_volatile_keys_and_things_that_take_space():
             {"restricted": "true", "restricted.cluster.target": "allow", "restricted.cluster.groups": "g1,g2"},
             "m1",
             ["default"],
-            "Project isn't allowed to use this cluster member",
+            'Project isn\'t allowed to use this cluster member: "m1"',
         ),
         (
             {"restricted": "true", "restricted.cluster.target": "allow", "restricted.cluster.groups": "g1,g2"},
@@ -268,7 +268,7 @@ def test_volatile_keys_and_things_that_take_space():
             {"restricted": "true", "restricted.cluster.groups": "g1"},
             "@g2",
             [],
-            "Project isn't allowed to use this cluster group",
+            'Project isn\'t allowed to use this cluster group: "g2"',
         ),
         ({"restricted": "true"}, "@g2", [], ""),
     ],

@@ -137,7 +137,8 @@ async def test_the_caller_travels_with_the_request(members: tuple[TestMember, Te
     _, found = await ask(one.tls_session(pair), "GET", "/1.0/instances/blue2?project=blue")
     assert (found["protocol"], found["username"], found["projects"]) == ("tls", pair.fingerprint, ["blue"])
     assert found["address"].startswith("127.0.0.1:")
-    assert await ask(one.tls_session(pair), "GET", "/1.0/instances/c2") == (403, "not authorized")
+    refusal = (403, 'User does not have permissions for project "default"')
+    assert await ask(one.tls_session(pair), "GET", "/1.0/instances/c2") == refusal
 
 
 async def test_targets(members: tuple[TestMember, TestMember]) -> None:

@@ -263,6 +263,13 @@ async def test_a_restricted_certificate_keeps_to_its_projects(member: TestMember
     }
     found = {key: (await ask(member.tls_session(pair), *key))[0] for key in expected}
     assert found == expected
+    for method, path, text in (
+        ("GET", "/1.0/secrets", "Certificate is restricted"),
+        ("PUT", "/1.0/things", "Certificate is restricted"),
+        ("GET", "/1.0/instances", 'User does not have permissions for project "default"'),
+        ("GET", "/internal/raft", "not authorized"),
+    ):
+        assert await ask(member.tls_session(pair), method, path) == failure(403, text)
 
 
 async def test_a_metrics_certificate_sees_metrics_only(member: TestMember, tmp_path: Path) -> None:

@@ -51,3 +51,5 @@ async def test_a_port_in_use_is_fine_only_if_it_is_our_own():
         with pytest.raises(MemberError, match="address already in use"):
             await check_bind(KEY, f"127.0.0.1:{port}", {})
         await check_bind(KEY, f"127.0.0.1:{port}", {KEY: f":{port}"})
+        with pytest.raises(MemberError, match="address already in use"):  # the API has it: metrics can't
+            await check_bind("core.metrics_address", f"127.0.0.1:{port}", {KEY: f":{port}"})

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
+STATUS_MS = 100  #: how old a published status may be while nothing is applied; changes of role publish at once
 _HISTORY = 4096
 _DISK_CHECK_MS = 1000
 
@@ -140,6 +141,7 @@ class Driver:
         self._armed_ms = clock.monotonic_ms()
         self._ticking = False
         self._disk_check_ms = 0
+        self._shown = (-STATUS_MS, -1)  # when and with which applied index a status was published
         self._history: deque[tuple[int, str, MemberId, Term]] = deque(maxlen=_HISTORY)
         self._free_kib = 1 << 30
         self._reported_full = False
@@ -237,7 +239,9 @@ class Driver:
             self._free_kib = space.f_bavail * space.f_frsize // 1024
         self.handle(ev.Tick(self._clock.wall_ms(), self._free_kib))
         self._ticking = False
-        self._publish()
+        if now_ms >= self._shown[0] + STATUS_MS or self.applied_index != self._shown[1]:
+            self._shown = (now_ms, self.applied_index)
+            self._publish()
         self._arm_next()
 
     def _arm_next(self) -> None:
@@ -295,7 +299,7 @@ class Driver:
         self.applied_index = position.index
         for name, amount in done.batch.counters.items():
             self.count(name, amount)
-        if done.batch.topics:
+        if done.batch.topics or done.batch.results:  # before the answers: who hears one finds nothing older kept
             self._tell(AppliedNotice(position.index, frozenset(done.batch.topics)))
         self.handle(ev.Applied(position.index, position.digest, tuple(done.batch.results)))
 

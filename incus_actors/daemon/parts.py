@@ -10,7 +10,6 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from incus_actors import __version__
 from incus_actors.actors.actor import ChildSpec
@@ -71,12 +70,11 @@ from incus_actors.services.trust import TrustService
 from incus_actors.services.warnings import WarningKind, WarningService
 from incus_actors.settings import Settings
 from incus_actors.state.database import Database
+from incus_actors.state.kept_reader import KeptReader
 from incus_actors.state.queries import warnings as warning_queries
 from incus_actors.state.queries.cluster import instance_counts
 from incus_actors.state.schema import SCHEMA_VERSION
 from incus_actors.transport.lanes import Lanes
-
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -272,39 +270,28 @@ def _services(
     )
 
 
-def _once_per_entry(core: _Core, read: Callable[[], _T]) -> Callable[[], _T]:
-    """Return `read`, its answer kept until another entry is applied here: for what is asked at every tick."""
-    kept: list[tuple[int, _T]] = []
-
-    def answer() -> _T:
-        applied = core.consensus.status().applied
-        if not kept or kept[0][0] != applied:
-            kept[:] = [(applied, read())]
-        return kept[0][1]
-
-    return answer
-
-
 def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
     """Every actor that may restart without the daemon: each is a permanent child of the root."""
-    relay = EventRelay(core.events, core.operations, system=core.actors, members=core.routing.others)
+    kept = KeptReader(core.database)
+    core.consensus.subscribe_applied(lambda _index, _topics: kept.forget())
+    others = Routing(database=lambda: kept, member_id=core.member_id).others
+    relay = EventRelay(core.events, core.operations, system=core.actors, members=others)
     core.operations.elsewhere = relay.operations_elsewhere
     incarnation = secrets.randbits(62)
-    counts = _once_per_entry(core, lambda: instance_counts(core.database))
 
     def own_facts() -> OwnFacts:
         member_id = core.identity.member_id
-        mine = counts().get(member_id, 0)
+        mine = instance_counts(kept).get(member_id, 0)
         return OwnFacts(member_id, core.consensus.status().applied, mine, mine)
 
     def heartbeat() -> HeartbeatActor:
         return HeartbeatActor(
             core.heartbeats,
-            peers=core.routing.others,
+            peers=others,
             own=own_facts,
             version=(__version__, SCHEMA_VERSION, len(API_EXTENSIONS)),
             incarnation=incarnation,
-            threshold_s=_once_per_entry(core, lambda: float(offline_threshold_s(core.database))),
+            threshold_s=lambda: float(offline_threshold_s(kept)),
         )
 
     warnings = WarningService(consensus=core.consensus, database=core.database)
@@ -313,14 +300,14 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
         text = "; ".join(f"{name}: {problem}" for name, problem in sorted(problems.items()))
         await warnings.tell(WarningKind.NETWORK_UNAVAILABLE, text, member_id=core.identity.member_id)
 
-    leader_tools = LeaderTools(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats)
+    leader_tools = LeaderTools(consensus=core.consensus, database=kept, heartbeats=core.heartbeats)
     fetcher = MemberImages(core.forwarder)
     return [
         ChildSpec("events", lambda: EventRelayActor(relay)),
         ChildSpec(HEARTBEAT_PATH, heartbeat),
         ChildSpec(
             OFFLINE_PATH,
-            lambda: OfflineWatchActor(consensus=core.consensus, database=core.database, heartbeats=core.heartbeats),
+            lambda: OfflineWatchActor(consensus=core.consensus, database=kept, heartbeats=core.heartbeats),
         ),
         ChildSpec(LEADER_PATH, lambda: LeadershipActor(leader_tools)),
         ChildSpec(STORAGE_PATH, lambda: StorageActor(host)),

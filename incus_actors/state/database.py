@@ -75,6 +75,7 @@ class Database:
         self._path = path
         self._reader: Snapshot | None = None
         self._idle: list[Snapshot] = []
+        self.switches = 0  #: how often another file was given
 
     @property
     def path(self) -> Path:
@@ -123,6 +124,7 @@ class Database:
         """Read another generation from now on; snapshots that are open keep the old one. None: nothing yet."""
         self.close()
         self._path = path
+        self.switches += 1
 
     def close(self) -> None:
         """Release the connections that are not in use."""

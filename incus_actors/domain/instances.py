@@ -15,6 +15,8 @@ from typing import Final
 
 from incus_actors.domain.instance_config import parse_size
 from incus_actors.domain.nics import Networks, check_names, check_nic
+from incus_actors.domain.proxies import check_proxy
+from incus_actors.domain.unix_devices import check_unix_device
 from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.model.config_values import canonical_bool
 
@@ -124,6 +126,10 @@ def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -
         raise BadRequestError(f'Failed loading device "{name}": Unsupported device type')
     if kind == "disk":
         _check_disk(device, paths)
+    elif kind == "proxy":
+        check_proxy(device)
+    elif kind in ("unix-char", "unix-block"):
+        check_unix_device(device)
 
 
 def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
@@ -166,7 +172,7 @@ def check_hotplug(old: Devices, new: Devices) -> None:
 
 
 #: Types of devices that may come and go while an instance runs.
-PLUGGABLE: Final = frozenset({"disk", "nic"})
+PLUGGABLE: Final = frozenset({"disk", "nic", "proxy", "unix-block", "unix-char"})
 
 
 def _pluggable(device: Mapping[str, str]) -> bool:

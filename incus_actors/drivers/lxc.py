@@ -17,7 +17,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from incus_actors.drivers import cgroups, idmap, liblxc, lxc_disks, lxc_nics, processes
+from incus_actors.drivers import cgroups, idmap, liblxc, lxc_devices, lxc_disks, lxc_nics, processes
 from incus_actors.drivers.base import (
     STOP_TIMEOUT_DEFAULT_S,
     STOPPED,
@@ -116,13 +116,19 @@ class LxcDriver:
             log.warning("%s: %s", spec.name, line)
         facts = await self._host.facts(spec)
         items = lxc_config(spec, facts)
-        if disk_hook := lxc_disks.start_command(spec):
+        if disk_hook := lxc_disks.start_command(lxc_devices.with_nodes(spec)):
             items.append(("lxc.hook.start-host", disk_hook))
         facts.seccomp_file.write_text(SECCOMP_POLICY)
         facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
         with self._host.starting():
-            return await self._start_container(spec, items)
+            running = await self._start_container(spec, items)
+            try:
+                await lxc_devices.begun(spec, running.init.pid)
+            except DriverError:
+                await self.stop(spec, force=True)
+                raise
+            return running
 
     async def _start_container(self, spec: InstanceSpec, items: list[tuple[str, str]]) -> RunningContainer:
         await self._host.remove_groups(spec)
@@ -135,12 +141,12 @@ class LxcDriver:
             answer = await run_helper("lxc_helper", ["start", str(self._extension)], fields)
         except DriverError as error:
             await self._host.remove_groups(spec, kill=True)
-            await lxc_nics.ended(self._helper, spec)
+            await lxc_devices.ended(self._helper, spec)
             excerpt = liblxc.log_excerpt(spec.log_file)
             cause = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             reason = lxc_disks.start_error(spec) or cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
-        lxc_disks.note(spec, lxc_disks.disks_of(spec))
+        lxc_disks.note(spec, lxc_disks.disks_of(lxc_devices.with_nodes(spec)))
         running = self._adopt(spec, int(answer["pid"]))
         if running is None:
             excerpt = liblxc.log_excerpt(spec.log_file)
@@ -151,7 +157,7 @@ class LxcDriver:
         try:
             await lxc_nics.prepare(self._helper, spec)
         except DriverError:
-            await lxc_nics.ended(self._helper, spec)
+            await lxc_devices.ended(self._helper, spec)
             raise
 
     async def stop(self, spec: InstanceSpec, *, timeout_s: float = -1, force: bool = False) -> None:
@@ -198,7 +204,7 @@ class LxcDriver:
                 remedy="use --force",
             ) from None
         await self._host.remove_groups(running.spec, kill=True)
-        await lxc_nics.ended(self._helper, running.spec)
+        await lxc_devices.ended(self._helper, running.spec)
 
     async def freeze(self, spec: InstanceSpec) -> None:
         """Suspend every process inside. Raises InstanceBusyError if it doesn't run."""
@@ -220,11 +226,11 @@ class LxcDriver:
             running.spec = spec
 
     async def update_devices(self, spec: InstanceSpec) -> None:
-        """Plug disks and nics in and out of a running container. Raises DriverError."""
+        """Plug devices in and out of a running container. Raises DriverError."""
         running = self._find(spec)
         if running is not None:
-            await lxc_disks.plug(spec, running.init.pid)
-            await lxc_nics.plug(self._helper, spec, running.init.pid)
+            await self._host.permit(running, spec, self._extension)
+            await lxc_devices.plug(self._helper, spec, running.init.pid)
             running.spec = spec
 
     # --- looking ---
@@ -281,14 +287,15 @@ class LxcDriver:
         """After a daemon restart: return those that still run. Found through their control group."""
         alive = []
         for spec in specs:
-            if self._find(spec) is not None:
+            if running := self._find(spec):
                 alive.append(spec)
+                await lxc_devices.found(spec, running.init.pid)
             elif (spec.instance_dir / liblxc.REBOOT_MARKER).exists():  # it rebooted while nobody was here
                 await self._start(spec)
                 alive.append(spec)
             else:
                 await self._host.remove_groups(spec, kill=True)
-                await lxc_nics.ended(self._helper, spec)
+                await lxc_devices.ended(self._helper, spec)
             await asyncio.sleep(0)
         return alive
 
@@ -358,7 +365,7 @@ class LxcDriver:
 
     async def _tidy(self, running: RunningContainer) -> None:
         """It ended without our doing: remove what its nics leave on the host, then tell."""
-        await lxc_nics.ended(self._helper, running.spec)
+        await lxc_devices.ended(self._helper, running.spec)
         if running.on_exit is not None:
             running.on_exit(ExitNotice(running.spec.name, running.spec.project, running.init.pid))
 

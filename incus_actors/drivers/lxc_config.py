@@ -59,6 +59,7 @@ _UNSUPPORTED_TRUE = (
 _SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}")
 PAIRED = ("bridged", "p2p")  #: kinds of nics with an end on the host
+_CHECKED_BY_RULES = ("proxy", "unix-block", "unix-char")  #: by domain/, whatever the driver
 _PRLIMIT = re.compile(r"limits\.kernel\.([a-z]+)")
 _SYSCTL = re.compile(r"linux\.sysctl\.([a-z0-9._/-]+)")
 
@@ -73,6 +74,7 @@ class LxcMachine:
     cgroup_parent: str
     seccomp_file: Path
     post_stop_hook: Path
+    device_rules: tuple[str, ...] = ()  #: what its control group may use besides the usual, as "c 1:5 rwm"
 
 
 def container_group(parent: str, spec: InstanceSpec) -> str:
@@ -111,7 +113,7 @@ def _validate_device(name: str, device: Mapping[str, str]) -> None:
     elif kind == "disk":
         if device.get("path") != "/":
             _validate_disk(name, device)
-    else:
+    elif kind not in _CHECKED_BY_RULES:
         raise BadRequestError(f'Unsupported device type "{kind}" of device "{name}"')
 
 
@@ -217,7 +219,7 @@ def _limits(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
     if "devices" in versions:
         prefix = "lxc.cgroup" if versions["devices"] == 1 else "lxc.cgroup2"
         items.append((f"{prefix}.devices.deny", "a"))
-        items += [(f"{prefix}.devices.allow", rule) for rule in _DEVICES_ALLOWED]
+        items += [(f"{prefix}.devices.allow", rule) for rule in (*_DEVICES_ALLOWED, *facts.device_rules)]
     for name, value in limit_files(spec.config, facts.machine, spec.disk_name).items():
         prefix = "lxc.cgroup" if versions[name.partition(".")[0]] == 1 else "lxc.cgroup2"
         items.append((f"{prefix}.{name}", value))

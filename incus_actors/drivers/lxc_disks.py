@@ -15,7 +15,7 @@ from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
 from incus_actors.drivers.child import helper_argv, run_helper
 
 Disk = Mapping[str, str]
-_KEYS = ("source", "path", "readonly", "recursive", "shift", "required")
+_KEYS = ("source", "path", "readonly", "recursive", "shift", "required", "node")
 
 
 def disks_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
@@ -124,4 +124,6 @@ def _error_file(spec: InstanceSpec) -> Path:
 
 
 async def _out(pid: int, disk: Disk) -> None:
-    await run_helper("mount_helper", ["detach"], [("pid", str(pid)), ("target", disk["path"])])
+    await run_helper(
+        "mount_helper", ["detach"], [("pid", str(pid)), ("target", disk["path"]), ("remove", disk.get("node", ""))]
+    )

@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from incus_actors.drivers import cgroups, idmap, processes
+from incus_actors.drivers import cgroups, idmap, lxc_nodes, processes
 from incus_actors.drivers.base import DriverError, InstanceSpec, NetworkInterface, RunState, RunStatus
+from incus_actors.drivers.child import run_helper
 from incus_actors.drivers.limits import Machine
 from incus_actors.drivers.links import links
 from incus_actors.drivers.lxc_config import LxcMachine, container_group, monitor_group, nic_parent
@@ -113,7 +114,23 @@ class LxcHost:
             cgroup_parent=self.parent,
             seccomp_file=spec.instance_dir / "seccomp",
             post_stop_hook=spec.instance_dir / "post-stop",
+            device_rules=tuple(lxc_nodes.rules(spec)),
         )
+
+    async def permit(self, running: RunningContainer, spec: InstanceSpec, extension: Path | None) -> None:
+        """Let a running container's group use the device nodes of `spec`, and no others of before. Raises DriverError."""
+        old, new = set(lxc_nodes.rules(running.spec)), set(lxc_nodes.rules(spec))
+        for name, changed in (("devices.deny", sorted(old - new)), ("devices.allow", sorted(new - old))):
+            for rule in changed:
+                directory = self.layout.directory("devices", running.group)
+                if directory is None:  # the unified hierarchy: liblxc exchanges its BPF program
+                    fields = [("name", spec.disk_name), ("path", str(self.lxc_path)), ("item", f"{name}={rule}")]
+                    await run_helper("lxc_helper", ["permit", str(extension)], fields)
+                    continue
+                try:
+                    (directory / name).write_text(rule)
+                except OSError as error:
+                    raise DriverError(f"Failed to change {name} of {spec.name}: {error.strerror}") from error
 
     async def remove_groups(self, spec: InstanceSpec, *, kill: bool = False) -> None:
         """Remove the groups of an instance that does not run. Raises DriverError if the kernel will not."""

@@ -80,10 +80,12 @@ def incus_on(client_configuration: Path) -> Callable[[LabMember], Incus]:
 
 def destroy(cluster: LabCluster) -> None:
     """Remove a cluster and everything it ran."""
-    directory = cluster.directory
+    for member in cluster.members:
+        if member.running:
+            member.kill()
+    if cluster.directory is not None:
+        debris.remove(cluster.directory)  # first: containers are found by the directories of their members
     cluster.destroy()
-    if directory is not None:
-        debris.remove(directory)
 
 
 @pytest.fixture(scope="session")

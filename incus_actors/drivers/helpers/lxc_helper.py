@@ -97,6 +97,17 @@ def execute(control: int, module: object, fields: Fields) -> None:
     supervise(control, pid, failed)
 
 
+def permit(control: int, module: object, fields: Fields) -> None:
+    """Change what devices a running container may use, where its group has no file for that (cgroup2)."""
+    one = dict(fields)
+    container = module.Container(one["name"], one["path"])  # type: ignore[attr-defined]
+    name, _, rule = one["item"].partition("=")
+    if not container.set_cgroup_item(name, rule):
+        send(control, error=f"liblxc refused {name} {rule}")
+        return
+    send(control, done="1")
+
+
 def hide_terminal(one: dict[str, str]) -> None:
     """Keep the socket for the terminal from what we execute."""
     if "terminal" in one:
@@ -198,7 +209,7 @@ def main() -> None:
     fields = receive(control)
     if not fields:
         return
-    {"start": start, "exec": execute}[command](control, _lxc, fields)
+    {"start": start, "exec": execute, "permit": permit}[command](control, _lxc, fields)
     os._exit(0)  # no time for the interpreter's farewell: the daemon waits for our end
 
 

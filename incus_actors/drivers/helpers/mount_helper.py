@@ -5,7 +5,7 @@ as a hook when everything is set up and init has not begun. Every path
 inside is resolved after entering, as root of the container, so that nothing outside can be reached through it.
 """
 
-# ruff: noqa: PTH103, PTH110, PTH120, PTH123
+# ruff: noqa: PTH103, PTH108, PTH110, PTH113, PTH120, PTH123, PTH202
 # descriptors and plain paths: no pathlib in what enters a container
 
 import ctypes
@@ -133,6 +133,8 @@ def detach(request: dict[str, str]) -> None:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOENT):
             raise Refused(f"unmount {request['target']}: {os.strerror(number)}")
+    if request["remove"] and os.path.isfile(target) and not os.path.getsize(target):
+        os.unlink(target)  # the place that we made for a device node
 
 
 def hook(path: str) -> int:

@@ -29,6 +29,7 @@ from incus_actors.errors import BadRequestError
 
 BTRFS = "btrfs"  #: the format of streams that only btrfs understands
 _OPTIONS = "user_subvol_rm_allowed"
+_STALE_GROUPS = 32  #: so many may wait
 _OWN_MARK = ".made-by-incus-actors"  #: in a subvolume that we made, so that we may remove it with the pool
 _PROGRAMS = ("btrfs", "mkfs.btrfs", "mount", "umount", "losetup", "blkid", "tar")
 
@@ -43,6 +44,7 @@ class BtrfsStorage(PathStorage):
         super().__init__(directory)
         self.info = DriverInfo("btrfs", "")
         self._counted: set[Path] = set()  #: pools whose quota groups are known to be on
+        self._dropped: dict[Path, int] = {}  #: since stale quota groups were last removed
 
     def availability(self) -> Availability:
         """Return whether the programs and the kernel's part are here."""
@@ -244,8 +246,15 @@ class BtrfsStorage(PathStorage):
         await self.drop_tree(source)
 
     async def drop_tree(self, path: Path) -> None:
-        """Remove a subvolume with those inside it, or a directory with subvolumes in it."""
+        """Remove a subvolume with those inside it, or a directory with subvolumes in it; from time to time the quota
+        groups that such leave, which slow every write down."""
         await tools.drop(path)
+        root = next((root for root in self._counted if path.is_relative_to(root)), None)
+        if root is not None:
+            self._dropped[root] = self._dropped.get(root, 0) + 1
+            if self._dropped[root] >= _STALE_GROUPS:
+                self._dropped[root] = 0
+                await tools.forget_stale_groups(root)
 
     async def limit(self, pool: PoolSpec, path: Path, size: int) -> None:
         """Set the quota group of a subvolume; nothing is switched on before the first size."""

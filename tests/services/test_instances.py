@@ -87,7 +87,7 @@ async def test_running_instances_follow_their_profiles(machine):
 async def test_other_devices_than_disks_stay_while_it_runs(machine):
     life = machine.instances.life
     await machine.create(start=True)
-    disk = {"d": {"type": "unix-char", "path": "/dev/null"}}
+    disk = {"d": {"type": "gpu"}}
     with pytest.raises(BadRequestError, match='Device "d" can only be changed while the instance is stopped'):
         await life.update("default", "c1", put_of(machine, devices=disk))
     root = {"root": {"type": "disk", "path": "/", "pool": "local", "size": "1GiB"}}

@@ -106,6 +106,24 @@ def forming(real: bool, json_file: Path | None) -> None:
     _report("forming", rows, missing, json_file)
 
 
+@bench.command()
+@click.option("--rounds", default=5, show_default=True, help="How often each thing is made.")
+@click.option("--real/--no-real", default=True, help="Measure real Incus too, where it is installed.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="Result file.")
+def storage(rounds: int, real: bool, json_file: Path | None) -> None:
+    """Pools and networks over three members, launches from a cached image on btrfs, long lists of volumes."""
+    if os.geteuid() != 0:
+        raise click.ClickException("the benchmark makes network namespaces and pools: run it as root")
+    from incus_actors.lab.failover_benchmark import real_incus_missing
+    from incus_actors.lab.storage_bench import StorageBench
+
+    rows = StorageBench("incus_actors", rounds=rounds, say=_say).run()
+    missing = real_incus_missing() if real else "asked not to"
+    if not missing:
+        rows += StorageBench("Incus", rounds=rounds, say=_say).run()
+    _report("storage", rows, missing, json_file)
+
+
 def _say(text: str) -> None:
     click.echo(text, err=True)
 

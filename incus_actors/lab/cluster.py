@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from incus_actors.lab import debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import OWN_DAEMON, LabMember
@@ -182,7 +182,7 @@ class LabCluster:
         for member in self.members:
             if member.running:
                 member.kill()
+        if self.directory is not None:
+            debris.remove(self.directory)  # containers are found by the directories of their members
         if self.network is not None:
             self.network.down()
-        if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)

@@ -26,11 +26,13 @@ def digests_of(directory: Path) -> set[str]:
 
 
 def processes_of(directory: Path) -> list[int]:
-    """Return daemons and helpers whose INCUS_DIR is inside `directory`, and the monitors of its containers.
+    """Return daemons and helpers whose INCUS_DIR is inside `directory`, the monitors of its containers, and dnsmasq for
+    its networks.
 
     Never this process or one that it descends from, whatever their command lines say.
     """
     variable = f"INCUS_DIR={directory}/".encode()
+    inside = f"{directory}/".encode()
     monitors = [f"{RUN_DIRECTORY}/{digest} ".encode() for digest in digests_of(directory)]
     spared = ancestors(os.getpid())
     found = []
@@ -42,8 +44,9 @@ def processes_of(directory: Path) -> list[int]:
         except OSError:
             continue
         ours = any(value.startswith(variable) for value in environment.split(b"\0"))
-        monitor = command.startswith(b"[lxc monitor]") and any(path in command for path in monitors)
-        if ours or monitor:
+        monitor = command.startswith(b"[lxc monitor]") and any(path in command for path in (*monitors, inside))
+        service = command.partition(b"\0")[0].endswith(b"dnsmasq") and inside in command
+        if ours or monitor or service:
             found.append(int(entry.name))
     return found
 

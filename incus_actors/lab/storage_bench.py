@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from incus_actors.lab import debris
 from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.everyday import IMAGE, Row, client, sample, tiny_image
 
@@ -40,11 +39,6 @@ class StorageBench:
             self._lists(cluster)
             return self.rows
         finally:
-            for member in cluster.members:
-                if member.running:
-                    member.kill()
-            if cluster.directory is not None:
-                debris.remove(cluster.directory)
             cluster.destroy()
 
     def add(self, what: str, values: list[float], budget: float | None = None) -> None:

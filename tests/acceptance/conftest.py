@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from incus_actors.drivers.tiny_image import TinyImage
-from incus_actors.lab import debris
 from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.processes import LabMember
 
@@ -78,16 +77,6 @@ def incus_on(client_configuration: Path) -> Callable[[LabMember], Incus]:
     return lambda member: Incus(member, client_configuration)
 
 
-def destroy(cluster: LabCluster) -> None:
-    """Remove a cluster and everything it ran."""
-    for member in cluster.members:
-        if member.running:
-            member.kill()
-    if cluster.directory is not None:
-        debris.remove(cluster.directory)  # first: containers are found by the directories of their members
-    cluster.destroy()
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LabCluster]:
     """Three members of one cluster, shared by the tests that leave it as they found it."""
@@ -97,7 +86,7 @@ def cluster() -> Iterator[LabCluster]:
         lab.wait_until_healthy()
         yield lab
     finally:
-        destroy(lab)
+        lab.destroy()
 
 
 @pytest.fixture
@@ -109,7 +98,7 @@ def fresh_cluster() -> Iterator[LabCluster]:
         lab.wait_until_healthy()
         yield lab
     finally:
-        destroy(lab)
+        lab.destroy()
 
 
 @pytest.fixture
@@ -128,7 +117,7 @@ def servers() -> Iterator[Callable[[int], LabCluster]]:
 
     yield start
     for lab in labs:
-        destroy(lab)
+        lab.destroy()
 
 
 @pytest.fixture(scope="session")

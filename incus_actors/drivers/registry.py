@@ -17,6 +17,7 @@ from incus_actors.drivers.process import ProcessDriver
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.drivers.storage_btrfs import BtrfsStorage
 from incus_actors.drivers.storage_dir import DirStorage
+from incus_actors.drivers.storage_lvm import LvmStorage
 from incus_actors.drivers.storage_zfs import ZfsStorage
 from incus_actors.errors import BadRequestError, MemberError
 
@@ -58,6 +59,7 @@ def choose_drivers(directory: Path, *, instance_driver: str = "", helper: Networ
         "dir": DirStorage(directory),
         "btrfs": BtrfsStorage(directory),
         "zfs": ZfsStorage(directory),
+        "lvm": LvmStorage(directory),
     }
     for name, driver in candidates.items():
         reasons[name] = driver.availability()

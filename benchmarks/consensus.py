@@ -1,7 +1,8 @@
 """Latency and throughput at the consensus interface: three member processes, CURVE, real disks.
 
-Run `python benchmarks/consensus.py [--seconds 5] [--json FILE]`. Each member is a process of its own; the clients of
-a row run inside the member that is measured, in a closed loop, as services do.
+Run `python benchmarks/consensus.py [--seconds 5] [--others] [--json FILE]`. Each member is a process of its own; the
+clients of a row run inside the member that is measured, in a closed loop, as services do. `--others` adds etcd and
+PySyncObj in the same run (consensus_others.py says what is comparable).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,12 @@ async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: f
 
     begin = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return {"per_second": round(len(took) / (time.perf_counter() - begin)), **percentiles(took)}
+    return summary(took, time.perf_counter() - begin)
+
+
+def summary(took_ms: list[float], seconds: float) -> dict[str, Any]:
+    """Return what is told of one closed loop."""
+    return {"per_second": round(len(took_ms) / seconds), **percentiles(took_ms)}
 
 
 async def member(directory: Path, port: int) -> None:
@@ -170,11 +177,34 @@ def measured(process: Process, where: str, seconds: float) -> list[dict[str, Any
         for clients in (1, 8, 64):
             answer = process.ask("measure", what=what, clients=clients, seconds=seconds)
             rows.append({"where": where, "what": what, "clients": clients, **answer})
-            print(
-                "{where:18} {what:6} {clients:3} clients {per_second:6}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms".format(
-                    **rows[-1]
-                )
-            )
+            show(rows[-1])
+    return rows
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print one row."""
+    text = "{where:19} {what:6} {clients:3} clients {per_second:6}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms"
+    print(text.format(**row), flush=True)
+
+
+def others(seconds: float) -> list[dict[str, Any]]:
+    """Measure etcd and PySyncObj; say which are not here."""
+    import consensus_others as them
+
+    rows: list[dict[str, Any]] = []
+    systems: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
+        (them.etcd_missing(), lambda: them.etcd_rows(seconds, summary)),
+        (them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=False)),
+        (them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=True)),
+    ]
+    for missing, measure_it in systems:
+        if missing:
+            print(f"not measured: {missing}")
+            continue
+        found = measure_it()
+        for row in found:
+            show(row)
+        rows += found
     return rows
 
 
@@ -182,6 +212,7 @@ def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--others", action="store_true", help="etcd and PySyncObj too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -190,6 +221,8 @@ def main() -> None:
         asyncio.run(member(arguments.member, arguments.port))
         return
     rows = run(arguments.seconds)
+    if arguments.others:
+        rows += others(arguments.seconds)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

@@ -163,7 +163,9 @@ def test_forty_rounds_through_the_api_leak_nothing(lab: LabCluster, incus_on: Ca
     post = member.client
     volumes = "/1.0/storage-pools/loop/volumes/custom"
     before, files = (things_of(member), subvolumes()), sorted(str(p) for p in root.rglob("*"))
-    for number in range(40):
+    for number in range(42):
+        if number == 30:  # the kernel removes subvolumes later; only then their groups can go
+            subprocess.run(["btrfs", "subvolume", "sync", str(root)], check=True, capture_output=True)
         name = f"v{number % 7}"
         post.run(
             "POST", f"{volumes}?target=m2", {"name": name, "config": {"size": "10MiB"}, "content_type": "filesystem"}
@@ -175,6 +177,6 @@ def test_forty_rounds_through_the_api_leak_nothing(lab: LabCluster, incus_on: Ca
     assert (things_of(member), subvolumes()) == before
     assert sorted(str(p) for p in root.rglob("*")) == files
     groups = subprocess.run(["btrfs", "qgroup", "show", str(root)], capture_output=True, text=True, check=False).stdout
-    assert len(groups.splitlines()) < 100  # 120 subvolumes have come and gone
+    assert len(groups.splitlines()) < 70  # of 126 subvolumes that have come and gone
     incus("storage", "delete", "loop")
     assert things_of(member)["loops"] == []

@@ -154,6 +154,8 @@ class MemoryDriver:
         return self.running.get(spec.disk_name, RunStatus.STOPPED)
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> LocalSession:
+        if request.ready is not None:
+            await request.ready()
         await self._call("exec", spec)
         try:
             process = await asyncio.create_subprocess_exec(

@@ -198,7 +198,10 @@ STOPPED = RunState(RunStatus.STOPPED)
 
 @dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """What to run inside. `environment` is complete (the driver adds nothing); width/height in characters."""
+    """What to run inside. `environment` is complete (the driver adds nothing); width/height in characters.
+
+    `ready`: awaited before the command begins, while what will run it is started already.
+    """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -208,6 +211,7 @@ class ExecRequest:
     interactive: bool = False
     width: int = 80
     height: int = 24
+    ready: Callable[[], Awaitable[object]] | None = None
 
 
 class ExecError(DriverError):
@@ -290,8 +294,8 @@ class InstanceDriver(Protocol):
         """Return only the status, at once (for lists)."""
 
     async def exec(self, spec: InstanceSpec, request: ExecRequest) -> ExecSession:
-        """Run a command inside; returns once it runs. Raises BadRequestError "Instance is not running" /
-        "Instance is frozen", ExecError with exit code 127 or 126 (the operation's text and `return`)."""
+        """Run a command inside once `request.ready` says so; returns when it runs. Raises BadRequestError "Instance is
+        not running" / "Instance is frozen", ExecError with exit code 127 or 126 (the operation's text and `return`)."""
 
     def watch(self, spec: InstanceSpec, on_exit: OnExit) -> None:
         """Call `on_exit` once when the running instance ends without `stop`. Replaces an earlier watch."""

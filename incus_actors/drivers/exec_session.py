@@ -132,7 +132,7 @@ class HelperExecSession:
                 talk = await Conversation.begin(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
             finally:
                 _close_all(theirs)
-            pid = await _started(talk, wanted)
+            pid = await _started(talk, wanted, request)
         except BaseException:
             _close_all(ours)
             raise
@@ -153,7 +153,7 @@ class HelperExecSession:
             finally:
                 os.close(slave)
                 theirs.close()
-            pid = await _started(talk, fields)
+            pid = await _started(talk, fields, request)
             mailbox.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 _, received, _, _ = socket.recv_fds(mailbox, 1, 1)
@@ -211,9 +211,11 @@ class HelperExecSession:
             self._terminal = -1
 
 
-async def _started(talk: Conversation, fields: list[Field]) -> int:
+async def _started(talk: Conversation, fields: list[Field], request: ExecRequest) -> int:
     """Send the request; return the pid once the command runs, or end the helper and raise ExecError."""
     try:
+        if request.ready is not None:
+            await request.ready()  # the helper's interpreter starts meanwhile
         talk.send(fields)
         answer = dict(await talk.receive() or [("error", "The exec helper ended without an answer")])
         if "failure" in answer:

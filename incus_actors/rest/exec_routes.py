@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
 from incus_actors.drivers.base import ExecError, ExecRequest, ExecSession, InstanceSpec
-from incus_actors.errors import NotImplementedHereError
+from incus_actors.errors import ApiError, NotImplementedHereError
 from incus_actors.gateway.websockets import (
     CONTROL,
     OperationSocket,
@@ -75,9 +76,14 @@ async def post_exec(request: web.Request) -> web.StreamResponse:
     )
 
     async def run(operation: Operation) -> None:
-        connected = await sockets.wait_required() if sockets is not None else {}
-        publish()
-        await _run(operation, commands, spec, command, sockets, connected)
+        connected: dict[str, OperationSocket] = {}
+
+        async def ready() -> None:
+            if sockets is not None:
+                connected.update(await sockets.wait_required())
+            publish()
+
+        await _run(operation, commands, spec, replace(command, ready=ready), sockets, connected)
 
     operation = gateway(request).operations.create(
         kind="websocket" if sockets is not None else "task",
@@ -103,8 +109,11 @@ async def _run(
     """Run the command, connect it, wait for its end. Raises ExecError when it can't be run at all."""
     try:
         session = await commands.start(spec, command)
-    except ExecError as error:
-        operation.update({"return": error.exit_code})
+    except ApiError as error:
+        if sockets is not None and not connected:
+            await sockets.wait_required()  # the client hears of it where it listens
+        if isinstance(error, ExecError):
+            operation.update({"return": error.exit_code})
         raise
     try:
         code = await _connect(session, sockets, connected)

@@ -8,7 +8,7 @@ import signal
 import pytest
 from drivers_kit import PATH, Machine
 
-from incus_actors.drivers.base import ExecError, ExecRequest
+from incus_actors.drivers.base import DriverError, ExecError, ExecRequest
 from incus_actors.errors import BadRequestError
 from incus_actors.tasks import spawn
 
@@ -173,3 +173,26 @@ async def test_another_user(lxc_machine: Machine) -> None:
     assert (code, output) == (0, b"uid=1000(user) gid=1000(user)\n")
     code, output, _ = await lxc_machine.run(spec, "sh", "-c", "tty; id -u", uid=1000, gid=1000, interactive=True)
     assert output.startswith(b"/dev/pts/")
+
+
+async def test_nothing_runs_before_it_is_ready(machine: Machine) -> None:
+    """The helper is there already, the command is not; and it never comes if what it waits for fails."""
+    running = await machine.create("g1-ready")
+    await machine.driver.start(running)
+    may = asyncio.Event()
+    request = ExecRequest(("touch", "/begun"), PATH, ready=may.wait)
+    starting = spawn(machine.driver.exec(running, request), name="exec")
+    await asyncio.sleep(0.2)
+    assert (await machine.run(running, "ls", "/begun"))[0] != 0
+    may.set()
+    session = await starting
+    assert await session.wait() == 0
+    await session.close()
+    assert (await machine.run(running, "rm", "/begun"))[0] == 0
+
+    async def never() -> None:
+        raise DriverError("the client has gone")
+
+    with pytest.raises(DriverError, match="the client has gone"):
+        await machine.driver.exec(running, ExecRequest(("touch", "/begun"), PATH, ready=never))
+    assert (await machine.run(running, "ls", "/begun"))[0] != 0

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from incus_actors.drivers import device_notes
 from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
 from incus_actors.drivers.child import helper_argv, run_helper
 
@@ -29,19 +30,12 @@ def disks_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
 
 def note(spec: InstanceSpec, disks: Mapping[str, Disk]) -> None:
     """Record what a running container has."""
-    path = _file(spec)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(disks, sort_keys=True))
-    temporary.replace(path)
+    device_notes.write(_file(spec), disks)
 
 
 def noted(spec: InstanceSpec) -> dict[str, dict[str, str]]:
     """Return what a running container has."""
-    try:
-        found: dict[str, dict[str, str]] = json.loads(_file(spec).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
+    return device_notes.read(_file(spec))
 
 
 def _file(spec: InstanceSpec) -> Path:

@@ -7,14 +7,13 @@ the network helper. Must never touch an interface that is not in the file.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from incus_actors.domain.nics import parse_rate
-from incus_actors.drivers import nft
+from incus_actors.drivers import device_notes, nft
 from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
 from incus_actors.drivers.lxc_config import PAIRED, host_interface, inside_name, nic_parent, peer_interface
 from incus_actors.drivers.network_helper import NetworkHelper
@@ -59,19 +58,12 @@ def nics_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
 
 def note(spec: InstanceSpec, nics: Mapping[str, Nic]) -> None:
     """Record what a running container has."""
-    path = _file(spec)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(nics, sort_keys=True))
-    temporary.replace(path)
+    device_notes.write(_file(spec), nics)
 
 
 def noted(spec: InstanceSpec) -> dict[str, dict[str, str]]:
     """Return what a running container has."""
-    try:
-        found: dict[str, dict[str, str]] = json.loads(_file(spec).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
+    return device_notes.read(_file(spec))
 
 
 def _file(spec: InstanceSpec) -> Path:

@@ -8,7 +8,6 @@ drivers/lxc_devices.py; must never signal a process that is not known by its sta
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from incus_actors.domain.proxies import ProxyEnd, listens_inside, parse_end
+from incus_actors.drivers import device_notes
 from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
 from incus_actors.drivers.child import Conversation, helper_argv
 from incus_actors.drivers.processes import ProcessIdentity, identity_of
@@ -47,18 +47,11 @@ def proxies_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
 
 def noted(spec: InstanceSpec) -> dict[str, dict[str, Any]]:
     """Return the carriers of a running container."""
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(_file(spec).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
+    return device_notes.read(_file(spec))
 
 
 def _note(spec: InstanceSpec, proxies: Mapping[str, Proxy]) -> None:
-    path = _file(spec)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(proxies, sort_keys=True))
-    temporary.replace(path)
+    device_notes.write(_file(spec), proxies)
 
 
 def _file(spec: InstanceSpec) -> Path:

@@ -116,13 +116,15 @@ class LxcDriver:
             log.warning("%s: %s", spec.name, line)
         facts = await self._host.facts(spec)
         items = lxc_config(spec, facts)
-        if disk_hook := lxc_disks.start_command(lxc_devices.with_nodes(spec)):
+        given = lxc_devices.with_nodes(spec)
+        if disk_hook := lxc_disks.start_command(given):
             items.append(("lxc.hook.start-host", disk_hook))
         facts.seccomp_file.write_text(SECCOMP_POLICY)
         facts.post_stop_hook.write_text(liblxc.POST_STOP_HOOK)
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
         with self._host.starting():
             running = await self._start_container(spec, items)
+            lxc_disks.note(spec, lxc_disks.disks_of(given))
             try:
                 await lxc_devices.begun(spec, running.init.pid)
             except DriverError:
@@ -146,7 +148,6 @@ class LxcDriver:
             cause = excerpt.splitlines()[0] if excerpt else str(error)  # the first is the cause
             reason = lxc_disks.start_error(spec) or cause
             raise DriverError(f'Failed to start instance "{spec.name}": {reason}', log_excerpt=excerpt) from error
-        lxc_disks.note(spec, lxc_disks.disks_of(lxc_devices.with_nodes(spec)))
         running = self._adopt(spec, int(answer["pid"]))
         if running is None:
             excerpt = liblxc.log_excerpt(spec.log_file)

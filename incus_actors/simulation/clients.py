@@ -45,6 +45,7 @@ class Operation:
     attempts: int = 0
     waiting: int = 0
     answered: Any = None
+    logged: bool = False  #: an entry of it was applied, even if only to say that it came too late
 
     def __str__(self) -> str:
         ends = "..." if self.end_us == FOREVER else f"{self.end_us / 1000:.3f}"
@@ -189,9 +190,11 @@ class Client:
         keys = sorted({key for operation in self.world.history.operations for key in operation.keys})
         self._begin(self._operation("read", tuple(keys), None))
 
-    def write_something(self) -> None:
-        """Write one register; after healing."""
-        self._begin(self._write())
+    def write_something(self, host: Host) -> Operation:
+        """Write one register, asking `host` first; after healing."""
+        operation = self._write()
+        self._begin(operation, host)
+        return operation
 
     def _write(self) -> Operation:
         key = self._register()
@@ -216,10 +219,10 @@ class Client:
 
     # -- whom to ask ----------------------------------------------------------------------------------------------
 
-    def _begin(self, operation: Operation) -> None:
+    def _begin(self, operation: Operation, first: Host | None = None) -> None:
         operation.attempts = 0
         if operation.kind != "read":
-            host = self.world.any_host()
+            host = first or self.world.any_host()
             wall = (host.wall_ms() & 0xFFFFFFFFFFFF).to_bytes(6, "big")
             operation.proposal_id = wall + self.number.to_bytes(4, "big") + self.count.to_bytes(6, "big")
             machine = host.disk.machine
@@ -227,18 +230,18 @@ class Client:
                 operation.body = machine.encode_expire(host.wall_ms() - 3_000)
             else:
                 operation.body = machine.encode(operation.command)
-        self._try(operation)
+        self._try(operation, first)
         if operation.kind != "read" and self.rng.random() < 0.02:
             self._try(operation)  # twice at once, perhaps at two members
 
-    def _try(self, operation: Operation) -> None:
+    def _try(self, operation: Operation, first: Host | None = None) -> None:
         world, rng = self.world, self.rng
         if operation.status != "open" or operation.answered is not None:
             return
         operation.attempts += 1
         if not self.fixed or not self.favourite or rng.random() < 0.3:
             self.favourite = world.any_host().id
-        host = world.hosts[self.favourite]
+        host = first or world.hosts[self.favourite]
         left_ms = (operation.deadline_us - world.now_us) // 1_000
         if left_ms <= 0:
             self._give_up(operation)
@@ -274,6 +277,7 @@ class Client:
                 self._retry_or_give_up(operation)
             return
         if status == "applied":
+            operation.logged = True
             world.monitor.acknowledged(host, operation.proposal_id, outcome, index)
             if operation.answered is not None:
                 world.monitor.same_answer(operation.answered, outcome)

@@ -6,6 +6,7 @@ Owns the liveness checks and the judgement of the clients' history; called once 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from incus_actors.simulation.list_append import anomalies
 from incus_actors.simulation.properties import ViolationError
 
 if TYPE_CHECKING:
+    from incus_actors.simulation.clients import Operation
     from incus_actors.simulation.host import Host
     from incus_actors.simulation.world import World
 
@@ -21,6 +23,14 @@ LEADER_US = 3_000_000
 ANSWER_US = 6_000_000
 EQUAL_US = 6_000_000
 STEP_US = 50_000
+
+
+class BeyondRepairError(Exception):
+    """Damage has spread after healing, to so many voters that no cluster could go on: only honesty is left to ask for.
+
+    A snapshot of a state whose damage has not shown itself yet damages who installs it (`Monitor.installed`), whatever
+    the core does; burnt members never vote again (CONSENSUS 3.5, D9).
+    """
 
 
 def run(world: World) -> None:
@@ -34,10 +44,11 @@ def run(world: World) -> None:
             raise ViolationError("P-NOSPUR", f"leaders {world.monitor.leaders} without a reason")
     world.run_until(chaos_us)
     heal(world)
-    if not world.careless:
-        _live(world)
-    else:
+    if world.careless:
         world.run_until(world.now_us + LEADER_US)
+    else:
+        with suppress(BeyondRepairError):
+            _live(world)
     judge(world)
 
 
@@ -63,8 +74,7 @@ def _live(world: World) -> None:
     _until(world, LEADER_US, lambda: _leader(world) is not None, "P-LIVE1", "nobody leads")
     _until(world, ANSWER_US, lambda: not _waiting(world), "P-LIVE1", "questions are not answered")
     # A state that was damaged at rest shows itself by its digest at the next entry: an idle cluster can't notice.
-    world.clients[0].write_something()
-    _until(world, ANSWER_US, lambda: not _waiting(world), "P-LIVE1", "a write after healing is not answered")
+    _write(world)
     for client in world.clients:
         client.read_everything()
     _until(world, ANSWER_US, lambda: not _waiting(world), "P-LIVE1", "reads after healing are not answered")
@@ -75,12 +85,38 @@ def _live(world: World) -> None:
         raise ViolationError("P-LIVE1", f"leadership moved after healing: {leaders}, then {world.monitor.leaders}")
 
 
+def _write(world: World) -> None:
+    """Have something written, through whoever leads: a client that asks a machine which is no member any more may give
+    up there, and then nothing has been written."""
+    tried: list[Operation] = []
+
+    def written() -> bool:
+        leader = _leader(world)
+        if leader is not None and (not tried or tried[-1].status in ("failed", "unknown")):
+            tried.append(world.clients[0].write_something(leader))
+        return any(operation.logged for operation in tried)
+
+    _until(world, ANSWER_US, written, "P-LIVE1", "a write after healing is not answered")
+
+
 def _until(world: World, most_us: int, done: Callable[[], bool], name: str, what: str) -> None:
     limit = world.now_us + most_us
     while not done():
         if world.now_us >= limit:
+            if beyond_repair(world):
+                raise BeyondRepairError
             raise ViolationError(name, f"{what} {most_us / 1e6:.0f} s after healing: {_picture(world)}")
         world.run_until(world.now_us + STEP_US)
+
+
+def beyond_repair(world: World) -> bool:
+    """Whether damage has spread so far that some set of voters has no undamaged majority."""
+    if not world.careless:
+        return False
+    cores = [host.core for host in world.hosts.values() if host.core is not None]
+    newest = max(cores, key=lambda core: (core.term, core.log.configuration_index), default=None)
+    spoilt = {member for member, host in world.hosts.items() if host.damaged or host.burnt}
+    return newest is None or any(2 * len(voters - spoilt) <= len(voters) for voters in newest.voter_sets)
 
 
 def _leader(world: World) -> Host | None:

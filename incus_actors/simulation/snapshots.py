@@ -54,7 +54,7 @@ class SnapshotWork:
         return 200 + int(self.host.rng.random() * 20_000)
 
     def _fails(self) -> bool:
-        chance = self.host.world.plan.disk.snapshot_fails
+        chance = self.host.disk.plan.snapshot_fails
         return bool(chance) and self.host.rng.random() < chance
 
     # -- compaction -----------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class SnapshotWork:
     def store(self, effect: fx.StoreSnapshotChunk) -> None:
         """Write received bytes, one after the other: there is one thread for files."""
         now = self.host.world.now_us
-        self.busy_until_us = max(self.busy_until_us, now + 50 + int(self.host.rng.random() * 300))
+        self.busy_until_us = max(self.busy_until_us + 1, now + 50 + int(self.host.rng.random() * 300))
         self.host.soon(self.busy_until_us - now, self._stored, effect)
 
     def _stored(self, effect: fx.StoreSnapshotChunk) -> None:

@@ -288,9 +288,7 @@ class Leadership:
             return
         agreeing = {m for m, index in self.agreed.items() if index >= message.applied and m not in self.diverged}
         if has_majority(node.voter_sets, agreeing | {node.id}) and not progress.excluded:
-            progress.excluded = True
-            node.count("members_excluded", reason="diverged")
-            node.send(progress.id, Goodbye("diverged", NOBODY))
+            replication.exclude(node, progress, "diverged")
 
     def say_goodbye(self, why: str) -> None:
         """Tell everyone that this leader stops, and who should go first."""

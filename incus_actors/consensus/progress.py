@@ -98,7 +98,7 @@ class Progress:
         self.retry_ms = 0  #: do not send entries before (full disk, failed snapshot)
         self.snapshot: SnapshotSending | None = None
         self.leaving_until_ms = 0  #: removed from the configuration, still told about it until then
-        self.excluded = False  #: its log or state is damaged; it must come back under a new id
+        self.excluded = ""  #: why, when its log or state is damaged: it must come back under a new id
 
     def become_probe(self) -> None:
         """Send one message at a time from just behind the match until one is accepted."""

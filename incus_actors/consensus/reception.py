@@ -202,7 +202,11 @@ def _to_leader(
     if node.role is not RaftRole.LEADER or leadership is None or envelope.term != node.term:
         return
     progress = leadership.progress.get(envelope.source)
-    if progress is None or progress.excluded:
+    if progress is None:
+        return
+    if progress.excluded:
+        if isinstance(message, msg.HeartbeatResponse):
+            replication.exclude(node, progress, progress.excluded)  # it lives, so it has not heard it yet
         return
     if isinstance(message, msg.AppendResponse):
         replication.on_append_response(node, progress, message)

@@ -11,7 +11,7 @@ from incus_actors.consensus.messages import Append, AppendResponse, Goodbye, Hea
 from incus_actors.consensus.node import Node
 from incus_actors.consensus.progress import Progress, ProgressState
 from incus_actors.consensus.quorum import agreed, has_majority
-from incus_actors.consensus.types import Entry, Index, MemberId
+from incus_actors.consensus.types import NOBODY, Entry, Index, MemberId
 
 LOST_AFTER_MS = 50  #: an Append this much older than an answered heartbeat was lost
 CAUGHT_UP_ENTRIES = 64
@@ -138,9 +138,15 @@ def on_corrupt(node: Node, progress: Progress, index: Index) -> None:
     values = {member: peer.match for member, peer in leadership.progress.items()}
     values[node.id] = node.log.durable
     if agreed(node.voter_sets, values) >= index:
-        progress.excluded = True
-        node.count("members_excluded", reason="corrupt")
-        node.send(progress.id, Goodbye("corrupt", 0))
+        exclude(node, progress, "corrupt")
+
+
+def exclude(node: Node, progress: Progress, why: str) -> None:
+    """Tell a damaged member to go. It gets nothing more, and hears it again with every answer until it is gone."""
+    if not progress.excluded:
+        node.count("members_excluded", reason=why)
+    progress.excluded = why
+    node.send(progress.id, Goodbye(why, NOBODY))
 
 
 def on_heartbeat_response(node: Node, progress: Progress, message: HeartbeatResponse) -> None:

@@ -183,6 +183,13 @@ REPLICATION = (
         ),
     ),
     mutant(
+        "goodbye_is_said_once",
+        "our simulator, seeds 27346 and 53689",
+        "a damaged member whose goodbye is lost stays for ever",
+        "divergence_goodbye_lost",
+        ("reception._to_leader", "replication.exclude(node, progress, progress.excluded)", "pass"),
+    ),
+    mutant(
         "committed_entries_truncated",
         "cowsql auto-recovery; canonical/raft #470, #483",
         "a conflict with committed entries is resolved by dropping them",

@@ -92,9 +92,7 @@ def _on_match(node: Node, progress: Progress, match: Index, sequence: int) -> No
     gained = progress.acknowledged(match, sequence)
     if node.leadership is not None and match >= node.leadership.accusers.get(progress.id, match + 1):
         del node.leadership.accusers[progress.id]
-    if progress.state is ProgressState.PROBE or (
-        progress.state is ProgressState.SNAPSHOT and progress.match >= node.log.mark.index
-    ):
+    if progress.state is ProgressState.PROBE or _needs_no_snapshot(node, progress):
         progress.become_replicate()
     if gained:
         maybe_commit(node)
@@ -102,6 +100,15 @@ def _on_match(node: Node, progress: Progress, match: Index, sequence: int) -> No
             node.leadership.progressed(progress)
     if progress.match < node.log.last and node.leadership is not None:
         send_appends(node, progress)
+
+
+def _needs_no_snapshot(node: Node, progress: Progress) -> bool:
+    """Whether entries can go on from its match, or the snapshot on its way has nothing that it lacks: its word that it
+    was installed was lost, and by now the log may have left it behind again, so that it needs another one."""
+    if progress.state is not ProgressState.SNAPSHOT or progress.snapshot is None:
+        return False
+    offer = progress.snapshot.offer
+    return progress.match >= node.log.mark.index or (offer is not None and progress.match >= offer.index)
 
 
 def _on_refusal(node: Node, progress: Progress, message: AppendResponse) -> None:

@@ -17,6 +17,13 @@ DISKS = (
         ),
     ),
     mutant(
+        "installed_snapshot_offered_for_ever",
+        "our simulator, seeds 32309 and 45774",
+        "a snapshot whose confirmation was lost is offered for ever, though the log has gone on",
+        "snapshot_installed_is_lost",
+        ("replication._needs_no_snapshot", "offer is not None and progress.match >= offer.index", "False"),
+    ),
+    mutant(
         "old_snapshot_installed",
         "cowsql/raft af243f81; rqlite #2759",
         "a snapshot that is behind the commit index is installed",
@@ -94,7 +101,7 @@ DISKS = (
         "snapshot_and_entries_cross",
         (
             "replication._on_match",
-            "if progress.state is ProgressState.PROBE or (\n        progress.state is ProgressState.SNAPSHOT and progress.match >= node.log.mark.index\n    ):",
+            "if progress.state is ProgressState.PROBE or _needs_no_snapshot(node, progress):",
             "if progress.state is ProgressState.PROBE:",
         ),
     ),

@@ -116,7 +116,7 @@ def _on_refusal(node: Node, progress: Progress, message: AppendResponse) -> None
         on_corrupt(node, progress, message.hint_index)
         return
     sent = progress.refused(message.sequence)
-    if sent is None or (message.reason == "conflict" and message.hint_index < progress.match):
+    if sent is None:
         return
     if message.reason == "disk":
         progress.become_probe()
@@ -124,7 +124,8 @@ def _on_refusal(node: Node, progress: Progress, message: AppendResponse) -> None
         node.wake_at(progress.retry_ms)
         return
     # Both sides skip whole terms: the member said the last place where it could agree with our previous term;
-    # we skip our own entries of terms newer than that.
+    # we skip our own entries of terms newer than that. What it has confirmed since it refused is not sent again, but
+    # the refused entries must be: no answer to them will come.
     index, _ = node.log.last_not_after_term(min(message.hint_index, sent.previous), message.hint_term)
     if message.hint_index < node.log.mark.index:
         index = message.hint_index

@@ -175,11 +175,21 @@ REPLICATION = (
             "            return sent\n    return None",
             "            return sent\n    return Sent(sequence, self.match, self.match, 0, 0)",
         ),
-        ("replication._on_refusal", 'or (message.reason == "conflict" and message.hint_index < progress.match)', ""),
         (
             "replication._on_refusal",
             "progress.next = max(progress.match, min(index, sent.previous - 1)) + 1",
             "progress.next = min(index, sent.previous - 1) + 1",
+        ),
+    ),
+    mutant(
+        "refusal_looks_old",
+        "our simulator, seed 23101",
+        "what was refused before a later answer is not sent again",
+        "replication_refused_and_overtaken",
+        (
+            "replication._on_refusal",
+            "if sent is None:",
+            'if sent is None or (message.reason == "conflict" and message.hint_index < progress.match):',
         ),
     ),
     mutant(

@@ -155,6 +155,7 @@ class Leadership:
             heir = self.heir()
             for progress in due:
                 self.heartbeat(progress, heir)
+                replication.probe_silent(node, progress)
         for progress in self.progress.values():
             node.wake_at(progress.heartbeat_due_ms)
             if 0 < progress.retry_ms <= now:

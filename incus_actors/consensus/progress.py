@@ -160,6 +160,10 @@ class Progress:
                 return sent
         return None
 
+    def silent_since_ms(self) -> int:
+        """Return since when nothing has come back: from its last answer, or the last Append that has none yet."""
+        return max(self.contact_ms, self.in_flight[-1].sent_ms) if self.in_flight else self.contact_ms
+
     def heard(self, now_ms: int) -> None:
         """The member has answered something in this term."""
         self.contact_ms = now_ms

@@ -67,6 +67,28 @@ def _wire(entry: Entry) -> WireEntry:
     return WireEntry(entry.term, entry.kind, entry.timestamp_ms, entry.proposal_id, entry.body)
 
 
+def probe_silent(node: Node, progress: Progress) -> None:
+    """Ask a member that has answered nothing for a while where it is, by an Append without entries.
+
+    A member that was away while the configuration changed does not know this leader and drops its heartbeats (3.2),
+    so that no answer to them shows that the first Append was lost: only another Append brings it back.
+    """
+    patience = max(node.timing.offer_retry_ms, 2 * progress.heartbeat_ms)
+    if progress.state is ProgressState.SNAPSHOT or node.now - progress.silent_since_ms() < patience:
+        return
+    if progress.state is ProgressState.REPLICATE:
+        progress.become_probe()
+    progress.in_flight.clear()
+    progress.in_flight_bytes = 0
+    log = node.log
+    previous = min(max(progress.next - 1, log.mark.index), log.last)
+    sequence = progress.sent(previous, previous, 0, node.now)
+    node.send(
+        progress.id,
+        Append(previous, log.term_at(previous) or 0, log.chain_at(previous) or b"", node.commit, sequence, ()),
+    )
+
+
 def broadcast_appends(node: Node) -> None:
     """Send everybody what it lacks."""
     if node.leadership is not None:

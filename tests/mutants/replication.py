@@ -193,6 +193,13 @@ REPLICATION = (
         ),
     ),
     mutant(
+        "silent_member_is_not_asked",
+        "our simulator, seeds 22931 and 55725",
+        "a member that does not know its leader, and missed the first append, is never heard of again",
+        "replication_leader_unknown_to_a_member",
+        ("replication.probe_silent", "if progress.state is ProgressState.SNAPSHOT or", "if True or"),
+    ),
+    mutant(
         "goodbye_is_said_once",
         "our simulator, seeds 27346 and 53689",
         "a damaged member whose goodbye is lost stays for ever",

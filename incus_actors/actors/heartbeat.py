@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -52,6 +52,12 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
 
 class Tick(msgspec.Struct, frozen=True):
     """A second has passed."""
+
+
+class LinkUp(msgspec.Struct, frozen=True):
+    """The way to a member is there (again): it shall hear of us now, not with the next beat."""
+
+    member_id: int
 
 
 @dataclass(slots=True)
@@ -197,6 +203,8 @@ class HeartbeatActor(Actor):
                 # What a member says about another's liveness counts for nothing: only its own voice does.
                 if message.member_id == self.context.sender_member:
                     self._table.record(message, self._own().member_id)
+            case LinkUp(member_id=member_id):
+                self._tell([member_id])
             case Tick():
                 if time.monotonic() - self._told_at_s >= self._due_s():
                     self._tell_all()
@@ -210,13 +218,16 @@ class HeartbeatActor(Actor):
 
     def _tell_all(self) -> None:
         self._told_at_s = time.monotonic()
-        own = self._own()
-        peers = [peer for peer in self._peers() if peer != own.member_id]
+        own_id = self._own().member_id
+        peers = [peer for peer in self._peers() if peer != own_id]
         self._table.forget(peers)
         for peer in peers:
             self._table.watch(peer)
-        if not peers:
-            return
+        if peers:
+            self._tell(peers)
+
+    def _tell(self, peers: Sequence[int]) -> None:
+        own = self._own()
         host = self._host()
         software, schema, api_extensions = self._version
         beat = Beat(

@@ -49,8 +49,9 @@ class TransportActor(Actor):
 
     mailbox_limit = 256
 
-    def __init__(self, lanes: Lanes, consensus: Consensus) -> None:
+    def __init__(self, lanes: Lanes, consensus: Consensus, linked: Callable[[int], None]) -> None:
         self._lanes = lanes
+        self._linked = linked
         self._consensus = consensus
         self._lane: BulkLane | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -109,6 +110,7 @@ class TransportActor(Actor):
     def on_link_up(self, member: int) -> None:
         """See BulkListener."""
         self.context.system.remoting.link_remade(member)
+        self._linked(member)
 
     def on_link_down(self, member: int, evidence: str) -> None:
         """See BulkListener."""
@@ -116,6 +118,9 @@ class TransportActor(Actor):
         self.context.system.remoting.member_down(member)
 
 
-def transport_spec(lanes: Lanes, consensus: Consensus) -> ChildSpec:
-    """Return how to run it: at path "transport", restarted when it fails."""
-    return ChildSpec(PATH, lambda: TransportActor(lanes, consensus), backoff_s=0.05)
+def transport_spec(
+    lanes: Lanes, consensus: Consensus, linked: Callable[[int], None] = lambda _member: None
+) -> ChildSpec:
+    """Return how to run it: at path "transport", restarted when it fails. `linked(member)`: a member can be told
+    things, for the first time or again; must be quick."""
+    return ChildSpec(PATH, lambda: TransportActor(lanes, consensus, linked), backoff_s=0.05)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from incus_actors import __version__
 from incus_actors.actors.actor import ChildSpec
 from incus_actors.actors.heartbeat import PATH as HEARTBEAT_PATH
-from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, OwnFacts
+from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, LinkUp, OwnFacts
 from incus_actors.actors.host import IMAGES_PATH, INSTANCES_PATH, STATES_PATH, STORAGE_PATH, Host
 from incus_actors.actors.images import ImagesActor
 from incus_actors.actors.instance_states import InstanceStatesActor
@@ -394,6 +394,11 @@ def build_parts(
         keeper=keeper,
         gateway=gateway,
         journal=journal,
-        foundation=[raft_spec(core.consensus), transport_spec(core.lanes, core.consensus)],
+        foundation=[
+            raft_spec(core.consensus),
+            transport_spec(
+                core.lanes, core.consensus, lambda member: core.actors.ref(HEARTBEAT_PATH).tell(LinkUp(member))
+            ),
+        ],
         upper_actors=_upper_actors(core, host),
     )

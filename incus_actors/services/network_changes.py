@@ -28,6 +28,7 @@ from incus_actors.model.network_values import Network
 from incus_actors.model.resources import Network as ShownNetwork
 from incus_actors.model.resources import NetworkPut, NetworksPost
 from incus_actors.services import interfaces
+from incus_actors.services.absence import Absence, peer_down
 from incus_actors.services.networks import NOT_LOADED, NetworkService
 from incus_actors.services.proposing import (
     DuplicateError,
@@ -238,7 +239,7 @@ class NetworkChanges:
     def _check_online(self, members: Mapping[int, object]) -> None:
         for member_id in members:
             if not self._reachable(member_id):
-                raise MemberError(f"peer node {self._address(member_id)} is down")
+                raise peer_down(self._address(member_id))
 
     def _reachable(self, member_id: int) -> bool:
         return member_id == self._identity.member_id or self._online(member_id)
@@ -289,6 +290,7 @@ class NetworkChanges:
 
         unsubscribe = self._consensus.subscribe_applied(applied)
         deadline = time.monotonic() + self._members_s
+        absence = Absence(self._consensus)
         try:
             while True:
                 wake.clear()
@@ -302,10 +304,11 @@ class NetworkChanges:
                 self._check_failed(row)
                 missing = [id_ for id_, state in row.members.items() if state is not wanted]
                 left_s = deadline - time.monotonic()
-                if not any(self._reachable(id_) for id_ in missing) or left_s <= 0:
-                    raise MemberError(f"peer node {self._address(missing[0]) if missing else '?'} is down")
+                gone = absence.gone(missing)
+                if not any(self._reachable(id_) and id_ not in gone for id_ in missing) or left_s <= 0:
+                    raise peer_down(self._address(missing[0]) if missing else "?")
                 try:
-                    await asyncio.wait_for(wake.wait(), min(left_s, 1.0))
+                    await asyncio.wait_for(wake.wait(), min(left_s, 0.25))
                 except TimeoutError:
                     continue
         finally:

@@ -20,6 +20,7 @@ from incus_actors.domain import transactions_storage as transactions
 from incus_actors.drivers.base import PoolSpec, Usage
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.identity import Identity
+from incus_actors.services.absence import Absence, peer_down
 from incus_actors.services.proposing import TransactionConflictError, propose
 from incus_actors.state.queries import storage as queries
 from incus_actors.state.queries.storage import PoolRow, PoolState
@@ -306,6 +307,7 @@ class PoolKeeper:
 
     async def _until(self, pool_id: int, wanted: PoolState | None) -> None:
         deadline = time.monotonic() + self._members_s
+        absence = Absence(self._consensus)
         while True:
             self._wake.clear()
             row = self._current(pool_id)
@@ -320,11 +322,12 @@ class PoolKeeper:
             if wanted is not None and row.state is wanted and settled:
                 return
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                missing = [id_ for id_, state in row.members.items() if state is not wanted]
-                raise MemberError(f"peer node {self._address(missing[0]) if missing else '?'} is down")
+            missing = [id_ for id_, state in row.members.items() if state is not wanted]
+            gone = absence.gone(missing)
+            if left_s <= 0 or (gone and len(gone) == len(missing)):
+                raise peer_down(self._address(missing[0]) if missing else "?")
             try:
-                await asyncio.wait_for(self._wake.wait(), left_s)
+                await asyncio.wait_for(self._wake.wait(), min(left_s, 0.25))
             except TimeoutError:
                 continue
 

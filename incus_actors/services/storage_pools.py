@@ -14,6 +14,7 @@ from incus_actors.errors import ApiError, BadRequestError, ConflictError, Member
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
 from incus_actors.model.resources import Amount, Pool, PoolPut, PoolResources, PoolsPost
+from incus_actors.services.absence import peer_down
 from incus_actors.services.pool_keeper import PoolKeeper, visible
 from incus_actors.services.proposing import (
     DuplicateError,
@@ -244,7 +245,7 @@ class StoragePoolService:
         for member_id in names:
             if member_id != self._identity.member_id and not self._online(member_id):
                 address = self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,))
-                raise MemberError(f"peer node {address} is down")
+                raise peer_down(address)
 
     async def _make_or_undo(self, pool_id: int, name: str, *, forget: bool) -> None:
         try:

@@ -12,6 +12,8 @@ import pytest
 from actor_kit import DEADLINE_S, Diary, Probe, until
 
 from incus_actors.actors.actor import Actor, ChildSpec
+from incus_actors.actors.heartbeat import PATH as HEARTBEAT_PATH
+from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, LinkUp, OwnFacts
 from incus_actors.actors.messages import Terminated, remote_message
 from incus_actors.actors.ref import ActorDeadError, ActorRef, AskError, AskTimeoutError, MailboxFullError
 from incus_actors.actors.system import ActorSystem
@@ -93,11 +95,12 @@ class Node:
         self.lanes = Lanes(directory)
         self.membership = Membership(member_id)
         self.diary = Diary()
+        self.linked: list[int] = []
         self.system = ActorSystem(member_id=lambda: member_id)
 
     async def start(self) -> None:
         specs = [
-            transport_spec(self.lanes, self.membership),  # type: ignore[arg-type]
+            transport_spec(self.lanes, self.membership, self.linked.append),  # type: ignore[arg-type]
             self.diary.spec("probe"),
             ChildSpec("remote", Remote, shutdown_s=0.05),
         ]
@@ -158,6 +161,7 @@ async def test_ask_and_tell_over_members(tmp_path: Path) -> None:
         assert await ask(there, {"plain": [1, b"2"]}) == [[1, b"2"], None, "ok"]
         a.system.ref("remote", 2).tell(Order("stop"))
         await until(lambda: any(i.path == "remote" and i.restarts == 1 for i in b.system.tree()))
+        assert (a.linked, b.linked) == ([2], [1])
 
 
 async def test_errors_travel_whole(tmp_path: Path) -> None:
@@ -321,3 +325,29 @@ def notices(node: Node) -> list[Terminated]:
     assert cell is not None
     assert isinstance(cell.actor, Probe)
     return cell.actor.notices
+
+
+async def test_a_member_hears_of_us_as_soon_as_there_is_a_way(tmp_path: Path) -> None:
+    tables = {1: HeartbeatTable(), 2: HeartbeatTable()}
+
+    def heartbeat(node: Node) -> ChildSpec:
+        return ChildSpec(
+            HEARTBEAT_PATH,
+            lambda: HeartbeatActor(
+                tables[node.id],
+                peers=lambda: (1, 2),
+                own=lambda: OwnFacts(node.id, 0, 0, 0),
+                version=("1", 1, 1),
+                incarnation=1,
+                interval_s=3600,
+            ),
+        )
+
+    async with two(tmp_path) as (a, b):
+        for node in (a, b):  # b, the last, tells a when it starts
+            await node.system.start_child(heartbeat(node))
+        of_b = tables[1].view()[2]
+        await until(lambda: of_b.beat is not None)
+        beats = len(of_b.intervals_s)
+        b.system.ref(HEARTBEAT_PATH).tell(LinkUp(1))
+        await until(lambda: len(of_b.intervals_s) == beats + 1)

@@ -164,8 +164,9 @@ def test_forty_rounds_through_the_api_leak_nothing(lab: LabCluster, incus_on: Ca
     volumes = "/1.0/storage-pools/loop/volumes/custom"
     before, files = (things_of(member), subvolumes()), sorted(str(p) for p in root.rglob("*"))
     for number in range(42):
-        if number == 30:  # the kernel removes subvolumes later; only then their groups can go
-            subprocess.run(["btrfs", "subvolume", "sync", str(root)], check=True, capture_output=True)
+        if number == 30:  # the kernel removes subvolumes later (asked to write, now); only then their groups can go
+            for what in ("filesystem", "subvolume"):
+                subprocess.run(["btrfs", what, "sync", str(root)], check=True, capture_output=True)
         name = f"v{number % 7}"
         post.run(
             "POST", f"{volumes}?target=m2", {"name": name, "config": {"size": "10MiB"}, "content_type": "filesystem"}

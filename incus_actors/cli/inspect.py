@@ -79,10 +79,16 @@ def status(as_json: bool) -> None:
         f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
         f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms"
     )
-    console.print(_members_table(facts))
+    print_whole(console, _members_table(facts))
     _print_numbers(console, facts)
     for row in answer["journal"][-8:]:
         console.print(f"  term {row['term']}: {row['role']}, leader {row['leader'] or 'none'} ({row['cause']})")
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: like Incus' tables, on a narrow terminal it is wrapped by the terminal."""
+    wanted = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(file=console.file, highlight=False, width=max(console.width, wanted)).print(table)
 
 
 def _members_table(facts: dict[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from incus_actors.consensus.messages import Envelope, PreVote, PreVoteResponse, TimeoutNow, Vote, VoteResponse
+from incus_actors.consensus.messages import NO_SPACE, Envelope, PreVote, PreVoteResponse, TimeoutNow, Vote, VoteResponse
 from incus_actors.consensus.node import Node
 from incus_actors.consensus.quorum import has_majority, is_lost
 from incus_actors.consensus.types import NOBODY, HardState, MemberId, RaftRole
@@ -27,6 +27,7 @@ class Campaign:
     transfer: bool = False
     attempts: int = 0
     granted: dict[MemberId, bool] = field(default_factory=dict)
+    full: set[MemberId] = field(default_factory=set)  #: who can't vote for want of disk space
     retry_at_ms: int = 0
 
 
@@ -141,9 +142,17 @@ def on_prevote_response(node: Node, envelope: Envelope, message: PreVoteResponse
         return
     if not message.granted:
         node.count("prevotes_denied", reason=message.reason)
+        if message.reason == NO_SPACE:
+            running.full.add(envelope.source)
+            node.proposals.dispatch_all()
     running.granted[envelope.source] = message.granted
     if has_majority(node.voter_sets, _yes(running)):
         node.become_candidate(running.why)
+
+
+def disks_are_full(node: Node) -> bool:
+    """Return whether nobody can be elected because so many voters have no space to write a vote."""
+    return node.campaign is not None and is_lost(node.voter_sets, node.campaign.full)
 
 
 def on_vote_response(node: Node, envelope: Envelope, message: VoteResponse) -> None:

@@ -1,8 +1,8 @@
 """What members say to each other (CONSENSUS 3.2).
 
 Owns the message vocabulary; the core makes and reads these, transport/codec.py puts them on the wire, and
-nothing here knows how. `term` travels in the envelope: the sender's current term, or for PreVote and a granted
-PreVoteResponse the term that is asked for.
+nothing here knows how. `term` travels in the envelope: the sender's current term, or for PreVote and a PreVoteResponse
+that is granted, or refused with NO_SPACE, the term that is asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TypeAlias
 from incus_actors.consensus.types import Configuration, EntryKind, Index, MemberId, Term
 
 PROTOCOL_VERSION = 1
+NO_SPACE = "disk_full"  #: why a pre-vote is refused by who could not write the vote either
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,17 @@ class PreVote:
 
 @dataclass(frozen=True, slots=True)
 class PreVoteResponse:
-    """`reason` when refused: log, has_leader, term, startup, amnesia."""
+    """`reason` when refused: log, has_leader, term, startup, amnesia, disk_full."""
 
     granted: bool
     reason: str
     leader: MemberId
     for_term: Term
+
+    @property
+    def names_future_term(self) -> bool:
+        """Whether its envelope names the term that was asked for, which nobody is in, and not the sender's."""
+        return self.granted or self.reason == NO_SPACE
 
 
 @dataclass(frozen=True, slots=True)

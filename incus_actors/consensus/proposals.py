@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from incus_actors.consensus.candidate import disks_are_full
 from incus_actors.consensus.effects import Resolve
 from incus_actors.consensus.events import Propose as LocalProposal
 from incus_actors.consensus.messages import Envelope, Propose, ProposeResponse
@@ -77,10 +78,10 @@ class ProposalBook:
         self._dispatch(event.proposal_id, pending)
 
     def dispatch_all(self) -> None:
-        """Leadership has changed: send everything without an answer again, under the same ids."""
-        if self.node.leader != NOBODY:
-            for proposal_id, pending in list(self.pending.items()):
-                self._dispatch(proposal_id, pending)
+        """Leadership has changed, or can't be had: send everything without an answer again, under the same ids, or
+        refuse it."""
+        for proposal_id, pending in list(self.pending.items()):
+            self._dispatch(proposal_id, pending)
 
     def _dispatch(self, proposal_id: bytes, pending: Pending) -> None:
         node = self.node
@@ -98,6 +99,8 @@ class ProposalBook:
             pending.retry_at_ms = node.now + node.timing.proposal_retry_ms
             node.wake_at(pending.retry_at_ms)
             node.send(node.leader, Propose(proposal_id, pending.kind, pending.body, pending.wall_ms))
+        elif pending.kind in DATA and not pending.sends and disks_are_full(node):
+            self._end(proposal_id, "disk_full")
 
     def _end(self, proposal_id: bytes, status: str, index: Index = 0, result: object = None) -> None:
         ended = self.pending.pop(proposal_id, None)

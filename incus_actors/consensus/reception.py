@@ -78,7 +78,7 @@ def _refusal(node: Node, envelope: Envelope) -> str:
 
 def _adopts(message: msg.Message) -> bool:
     if isinstance(message, msg.PreVoteResponse):
-        return not message.granted  # a granted one names the future term, nobody is in it
+        return not message.names_future_term
     return isinstance(message, CARRIES_TERM)
 
 

@@ -7,7 +7,7 @@ asked: the candidate's configuration decides who counts (D6).
 
 from __future__ import annotations
 
-from incus_actors.consensus.messages import Envelope, PreVote, PreVoteResponse, Vote, VoteResponse
+from incus_actors.consensus.messages import NO_SPACE, Envelope, PreVote, PreVoteResponse, Vote, VoteResponse
 from incus_actors.consensus.node import Node
 from incus_actors.consensus.types import NOBODY, MemberId, RaftRole
 
@@ -45,7 +45,9 @@ def answer_prevote(node: Node, envelope: Envelope, *, look: bool) -> None:
         return
     if refusal:
         node.count("prevotes_refused", reason=refusal)
-        node.send(envelope.source, PreVoteResponse(False, refusal, node.leader, envelope.term))
+        # Our own term may never get to that disk, so a refusal for want of space names the future one, as a yes does.
+        term = envelope.term if refusal == NO_SPACE else None
+        node.send(envelope.source, PreVoteResponse(False, refusal, node.leader, envelope.term), term=term)
         return
     node.send(envelope.source, PreVoteResponse(True, "", NOBODY, envelope.term), term=envelope.term)
     _make_way(node, envelope.source, message)
@@ -60,6 +62,8 @@ def _prevote_refusal(node: Node, envelope: Envelope, message: PreVote) -> str:
         return "log"
     if is_sticky(node):
         return "has_leader"
+    if node.disk_full:
+        return NO_SPACE  # we could not write the vote: an election would only use up terms
     return "startup" if in_startup_hold(node) else ""
 
 

@@ -132,7 +132,7 @@ class Safety:
         message, durable, member = envelope.message, machine.durable, envelope.source
         if isinstance(message, (msg.PreVote, msg.Vote)):
             return
-        if isinstance(message, msg.PreVoteResponse) and message.granted:
+        if isinstance(message, msg.PreVoteResponse) and message.names_future_term:
             if durable.amnesia:
                 raise broken("P-HONEST", f"member {member} has amnesia and grants a pre-vote")
             return

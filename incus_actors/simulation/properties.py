@@ -225,7 +225,7 @@ class Monitor:
         kind = type(message)
         if kind is msg.PreVote or kind is msg.Vote:
             return
-        if isinstance(message, msg.PreVoteResponse) and message.granted:
+        if isinstance(message, msg.PreVoteResponse) and message.names_future_term:
             if host.burnt:
                 raise ViolationError("P-HONEST", f"member {host.id} has amnesia and grants a pre-vote")
             return

@@ -53,7 +53,7 @@ CLIENTS = (
         "P-LIVE; hashicorp ErrLeadershipLost",
         "what was sent to a leader that is gone is never sent to the next one",
         "proposal_goes_to_the_next_leader",
-        ("proposals.ProposalBook.dispatch_all", "if self.node.leader != NOBODY:", "if False:"),
+        ("proposals.ProposalBook.dispatch_all", "in list(self.pending.items()):", "in ():"),
         ("proposals.ProposalBook.tick", "if pending.retry_at_ms <= now:", "if False:"),
     ),
     mutant(

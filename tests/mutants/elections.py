@@ -161,7 +161,7 @@ ELECTIONS = (
         "canonical/raft 1086dbf9, da1ee059",
         "a candidate whose term is behind does not learn the term from a refusal",
         "election_prevote_refusal_teaches_the_term",
-        ("reception._adopts", "return not message.granted", "return False"),
+        ("reception._adopts", "return not message.names_future_term", "return False"),
     ),
     mutant(
         "own_vote_counted_before_fsync",

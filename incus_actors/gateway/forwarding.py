@@ -30,6 +30,7 @@ from incus_actors.gateway.access import (
     caller_of,
     forwarding_headers,
 )
+from incus_actors.gateway.spare_connections import Connection, SpareConnections
 from incus_actors.gateway.upgrades import Hijacked, cancelled_when_gone, hijack, tunnel
 
 _log = logging.getLogger(__name__)
@@ -115,9 +116,11 @@ class Forwarder:
         self._offline = offline
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._spares = SpareConnections(self._dial)
 
     async def close(self) -> None:
         """Close the connections to other members."""
+        self._spares.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -157,8 +160,11 @@ class Forwarder:
             raise MemberError(NOT_READY, remedy=f"member {member_id} has no address")
         return address
 
-    async def forward(self, request: web.Request, member_id: int, *, body: bytes | None = None) -> web.StreamResponse:
-        """Return that member's answer to this very request, unchanged; give `body` if it was read already.
+    async def forward(
+        self, request: web.Request, member_id: int, *, body: bytes | None = None, upgrades: int = 0
+    ) -> web.StreamResponse:
+        """Return that member's answer to this very request, unchanged; give `body` if it was read already. So many
+        `upgrades` to the same member will follow.
 
         Raises MemberError (500 "Server isn't ready yet") when the member can't be reached; at once and with the
         reason when it is offline.
@@ -170,6 +176,8 @@ class Forwarder:
             raise MemberError(f"{NOT_READY}: {reason}")
         if request.headers.get(hdrs.UPGRADE):
             return await self._forward_upgrade(request, member_id)
+        if upgrades:
+            self._spares.expect(self._address(member_id), upgrades)
         return await self._forward_plain(request, member_id, body)
 
     # -- plain requests -----------------------------------------------------------------------------------------------
@@ -228,6 +236,15 @@ class Forwarder:
 
     @contextlib.asynccontextmanager
     async def _raw_connection(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await self._spares.take(address)
+        try:
+            self._check_certificate(writer, address)  # a spare one was made while others may have been accepted
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def _dial(self, address: str) -> Connection:
+        """Raises MemberError."""
         url = URL(f"https://{address}")
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -237,16 +254,15 @@ class Forwarder:
         except (OSError, TimeoutError) as error:
             _log.info("upgrade through %s: %s", address, error)
             raise MemberError(NOT_READY) from error
-        try:
-            der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            if not is_accepted(der, self._accepted()):
-                raise MemberError(NOT_READY, remedy=f"{address} shows a foreign certificate")
-            raw = writer.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
-            yield reader, writer
-        finally:
-            writer.close()
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
+        return reader, writer
+
+    def _check_certificate(self, writer: asyncio.StreamWriter, address: str) -> None:
+        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if not is_accepted(der, self._accepted()):
+            raise MemberError(NOT_READY, remedy=f"{address} shows a foreign certificate")
 
 
 def _request_headers(request: web.Request) -> CIMultiDict[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SOCKETS = 4  #: stdin, stdout, stderr and control
 _HANGUP = 1
 _KILL = 9
 
@@ -45,7 +46,9 @@ _KILL = 9
 def routes() -> list[RouteSpec]:
     """Return the routes of this module."""
     return [
-        RouteSpec("POST", "/1.0/instances/{name}/exec", post_exec, forward="instance", project_scoped=True),
+        RouteSpec(
+            "POST", "/1.0/instances/{name}/exec", post_exec, forward="instance", project_scoped=True, upgrades=_SOCKETS
+        ),
     ]
 
 

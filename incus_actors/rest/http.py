@@ -44,6 +44,8 @@ class RouteSpec:
     forward: "target" ?target=<member> sends the whole request to that member (unknown: 404 "Cluster member not
         found"); "instance" the member that has the instance `{name}` of the request's project gets the request.
     during_shutdown: answer also while the daemon stops (operations, events, internal).
+    upgrades: how many websockets the client connects next, as a rule: the ways to a member that has the instance
+        are made at once.
     """
 
     method: str
@@ -54,6 +56,7 @@ class RouteSpec:
     forward: Forward = "none"
     project_scoped: bool = False
     during_shutdown: bool = False
+    upgrades: int = 0
 
 
 def _envelope(head: bytes, metadata: Any, status: int, headers: dict[str, str] | None) -> web.Response:

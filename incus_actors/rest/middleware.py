@@ -230,7 +230,7 @@ def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
         authorize_shared(request, spec, who, gateway.routing)
         member_id = _elsewhere(request, spec, gateway, who)
         if member_id is not None:
-            return await gateway.forwarder.forward(request, member_id)
+            return await gateway.forwarder.forward(request, member_id, upgrades=spec.upgrades)
         response = await spec.handler(request)
         if headers and not response.prepared:
             response.headers.update(headers)

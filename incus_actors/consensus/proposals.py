@@ -16,6 +16,7 @@ from incus_actors.consensus.effects import Resolve
 from incus_actors.consensus.events import Propose as LocalProposal
 from incus_actors.consensus.messages import Envelope, Propose, ProposeResponse
 from incus_actors.consensus.node import NEVER, Node
+from incus_actors.consensus.quorum import is_lost
 from incus_actors.consensus.types import NOBODY, EntryKind, Index, MemberId, RaftRole
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.FEATURE})
 #: what a full disk refuses; the rest is small and helps to get out of it
 DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
+#: a voter with less than this part of the least space can't be counted on to write anything
+HELPLESS_PART = 16
 FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid"})
 #: every leader at any time refuses these
 HOPELESS = frozenset({"too_large", "invalid"})
@@ -181,13 +184,21 @@ def _is_applied_at(node: Node, leadership: Leadership, index: Index, origin: Mem
 
 
 def disk_refuses(node: Node, leadership: Leadership) -> bool:
-    """Return whether the leader, or so many voters that no quorum has space, are low on disk (3.4)."""
+    """Return whether the leader, or so many voters that no quorum has space, are low on disk (3.4).
+
+    A voter whose disk was full before this term can't answer in it, and so doesn't say why it is silent. Silence
+    alone is no reason to refuse, but it is one beside a voter that has nothing left: no entry would be committed.
+    """
     if node.low_on_disk():
         return True
-    minimum = node.limits.min_free_kib
-    roomy = {member for member, progress in leadership.progress.items() if progress.free_kib >= minimum}
-    roomy.add(node.id)
-    return any(2 * len(voters - roomy) > len(voters) for voters in node.voter_sets)
+    minimum, heard_since = node.limits.min_free_kib, node.now - node.timing.election_max_ms
+    peers = leadership.progress.items()
+    low = {member for member, progress in peers if progress.free_kib < minimum}
+    helpless = {member for member, progress in peers if progress.free_kib < minimum // HELPLESS_PART}
+    silent = {member for member, progress in peers if progress.contact_ms < heard_since}
+    return any(2 * len(voters & low) > len(voters) for voters in node.voter_sets) or (
+        bool(helpless) and is_lost(node.voter_sets, helpless | silent)
+    )
 
 
 def on_propose(node: Node, envelope: Envelope, message: Propose) -> None:

@@ -58,12 +58,12 @@ def _prevote_refusal(node: Node, envelope: Envelope, message: PreVote) -> str:
         return "amnesia"
     if envelope.term <= node.term:
         return "term"
+    if node.disk_full and not is_sticky(node):
+        return NO_SPACE  # we could not write the vote: an election would only use up terms
     if not node.log.is_up_to_date(message.last_index, message.last_term):
         return "log"
     if is_sticky(node):
         return "has_leader"
-    if node.disk_full:
-        return NO_SPACE  # we could not write the vote: an election would only use up terms
     return "startup" if in_startup_hold(node) else ""
 
 

@@ -230,6 +230,7 @@ class Client:
                 operation.body = machine.encode_expire(host.wall_ms() - 3_000)
             else:
                 operation.body = machine.encode(operation.command)
+                self.world.monitor.versions.commands[operation.proposal_id] = operation.command
         self._try(operation, first)
         if operation.kind != "read" and self.rng.random() < 0.02:
             self._try(operation)  # twice at once, perhaps at two members
@@ -249,6 +250,8 @@ class Client:
         operation.waiting += 1
         deadline_ms = host.local_ms() + left_ms
         if operation.kind == "read":
+            if host.core is not None:
+                world.monitor.stale_read(host, operation.keys)
             world.requests += 1
             key: bytes | int = world.requests
             event: ev.Event = ev.ReadIndex(world.requests, deadline_ms)

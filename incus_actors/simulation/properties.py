@@ -28,6 +28,7 @@ from incus_actors.consensus.types import (
     Term,
 )
 from incus_actors.simulation.machine import Image, Outcome
+from incus_actors.simulation.stale_reads import Versions
 
 if TYPE_CHECKING:
     from incus_actors.simulation.host import Host
@@ -56,6 +57,7 @@ class Monitor:
         self.committed_by: dict[Term, Index] = {}
         self.states: dict[Index, bytes] = {}  #: P-SMS: digest of the state at an index
         self.executed: dict[bytes, tuple[Index, Outcome]] = {}  #: P-EO
+        self.versions = Versions()  #: P-STALE
         self.votes: dict[tuple[MemberId, Term], MemberId] = {}
         self.overlaps: dict[tuple[VoterSets, VoterSets], bool] = {}
         self.prevote: tuple[Term, MemberId] | None = None
@@ -200,6 +202,16 @@ class Monitor:
                 if first[1] != outcome:
                     raise ViolationError("P-EO", f"entry {entry.index} answers {outcome}, before that {first}")
         self._state_at(host, host.disk.machine.index, host.disk.machine.digest)
+        self.versions.applied(entries, outcomes)
+
+    def stale_read(self, host: Host, keys: tuple[str, ...]) -> None:
+        """P-STALE: a local read on any member, at any moment, is of a state that the cluster once had."""
+        index, found = host.disk.machine.index, host.disk.machine.read(keys)
+        expected = self.versions.at(index, keys)
+        if found != expected:
+            raise ViolationError(
+                "P-STALE", f"member {host.id} reads {found} of {keys} at {index}, which was {expected} there"
+            )
 
     def _state_at(self, host: Host, index: Index, digest: bytes) -> None:
         if host.diverged:

@@ -25,6 +25,7 @@ from incus_actors.security import certificates
 from incus_actors.services.join_tokens import TokenOperations
 from incus_actors.services.network_changes import NetworkChanges
 from incus_actors.services.network_leases import NetworkLeases
+from incus_actors.services.network_shares import NetworkShares
 from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper
 from incus_actors.services.profiles import ProfileService
@@ -180,11 +181,16 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
             consensus=consensus,
             database=database,
             identity=identity,
-            actors=kit["actors"],
             networks=networks,
-            online=lambda member_id: member_id in kit["online"],
+            shares=NetworkShares(
+                consensus=consensus,
+                database=database,
+                identity=identity,
+                actors=kit["actors"],
+                online=lambda member_id: member_id in kit["online"],
+                members_s=0.5,
+            ),
             rng=random.Random(1),
-            members_s=0.5,
         ),
         network_leases=NetworkLeases(
             database=database,

@@ -57,6 +57,7 @@ from incus_actors.services.members import offline_threshold_s, why_offline
 from incus_actors.services.metrics import MetricsService
 from incus_actors.services.network_changes import NetworkChanges
 from incus_actors.services.network_leases import NetworkLeases
+from incus_actors.services.network_shares import NetworkShares
 from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
 from incus_actors.services.profiles import ProfileService
@@ -242,9 +243,10 @@ def _services(
             consensus=consensus,
             database=database,
             identity=identity,
-            actors=core.actors,
             networks=networks,
-            online=online,
+            shares=NetworkShares(
+                consensus=consensus, database=database, identity=identity, actors=core.actors, online=online
+            ),
             rng=random.SystemRandom(),
         ),
         network_leases=NetworkLeases(

@@ -1,21 +1,15 @@
 """Networks are made, changed, renamed and deleted here: in two phases over a cluster, or (ours) in one (CONTRACT 14).
 
 Owns the rules with Incus' texts; called by rest/network_routes.py. Rows say what is wanted and each member's
-NetworkActor does its share, so that a crash in between is only a delay; what fails is undone by the rows, too.
+NetworkActor does its share, so that a crash in between is only a delay; NetworkShares waits for them, and has what fails
+undone by the rows, too.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
-from incus_actors.actors.network_messages import NETWORKS_PATH, ApplyNetwork, Converge
-from incus_actors.actors.ref import AskError
-from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import networks as rules
 from incus_actors.domain import transactions_networks as transactions
@@ -28,7 +22,7 @@ from incus_actors.model.network_values import Network
 from incus_actors.model.resources import Network as ShownNetwork
 from incus_actors.model.resources import NetworkPut, NetworksPost
 from incus_actors.services import interfaces
-from incus_actors.services.absence import Absence, peer_down
+from incus_actors.services.network_shares import NetworkShares
 from incus_actors.services.networks import NOT_LOADED, NetworkService
 from incus_actors.services.proposing import (
     DuplicateError,
@@ -43,17 +37,12 @@ from incus_actors.state.queries.projects import DEFAULT_PROJECT, owner_of
 from incus_actors.state.queries.storage import member_names
 from incus_actors.state.reader import Reader
 
-_log = logging.getLogger(__name__)
-
 Config = Mapping[str, str]
-
-MEMBERS_S: Final = 20.0  #: so long the members have for their shares
-APPLY_S: Final = 20.0
 
 
 class NetworkChanges:
-    """`networks` is the reading side; `online` tells whether a member was heard of lately. In every method `target`
-    is a member's name."""
+    """`networks` is the reading side; `shares` has the members do what was decided. In every method `target` is a
+    member's name."""
 
     def __init__(
         self,
@@ -61,20 +50,16 @@ class NetworkChanges:
         consensus: Consensus,
         database: Reader,
         identity: Identity,
-        actors: ActorSystem,
         networks: NetworkService,
-        online: Callable[[int], bool],
+        shares: NetworkShares,
         rng: random.Random,
-        members_s: float = MEMBERS_S,
     ) -> None:
         self._consensus = consensus
         self._database = database
         self._identity = identity
-        self._actors = actors
         self._networks = networks
-        self._online = online
+        self._shares = shares
         self._rng = rng
-        self._members_s = members_s
 
     # -- creating -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +112,7 @@ class NetworkChanges:
             raise ConflictError(f'Network "{post.name}" already exists') from None
         except TransactionConflictError as conflict:
             raise TransactionConflictError("changed") from conflict  # others have joined or left: look again
-        await self._made_everywhere(post.name)
+        await self._shares.made_everywhere(post.name)
 
     def _complete(
         self,
@@ -215,7 +200,7 @@ class NetworkChanges:
         if row is None or not row.members:
             if kind != "bridge" or row is not None:
                 raise MemberError("Network not pending on any node (use --target <node> first)")
-            self._check_online(names)
+            self._shares.check_online(names)
             await self._define(post, kind, config, names)
             return
         lacking = [name for id_, name in names.items() if id_ not in row.members]
@@ -223,7 +208,7 @@ class NetworkChanges:
             raise MemberError(f"Network not defined on nodes: {', '.join(lacking)}")
         own = {id_: row.local.get(id_, {}) for id_ in row.members}
         complete = self._complete(row.name, row.type, shared, own, new=True, error=MemberError)
-        self._check_online(row.members)
+        self._shares.check_online(row.members)
         description = row.description if post.description is None else post.description
         try:
             await propose(
@@ -234,93 +219,7 @@ class NetworkChanges:
             if conflict.label == "changed":
                 raise
             raise MemberError("The network is already created") from None
-        await self._made_everywhere(row.name)
-
-    def _check_online(self, members: Mapping[int, object]) -> None:
-        for member_id in members:
-            if not self._reachable(member_id):
-                raise peer_down(self._address(member_id))
-
-    def _reachable(self, member_id: int) -> bool:
-        return member_id == self._identity.member_id or self._online(member_id)
-
-    def _address(self, member_id: int) -> str:
-        return str(self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,)) or member_id)
-
-    # -- waiting for the members --------------------------------------------------------------------------------------
-
-    async def _made_everywhere(self, name: str) -> None:
-        """Return once every member has its share; else have it undone and raise MemberError with the first reason."""
-        row = queries.network(self._database, name)
-        if row is None:
-            raise MemberError(NOT_LOADED)
-        try:
-            await self._until(row.id, NetworkState.CREATED)
-        except MemberError:
-            try:
-                await propose(self._consensus, transactions.undo(row.id))
-            except TransactionConflictError:
-                current = self._by_id(row.id)
-                if current is not None and current.state is NetworkState.CREATED:
-                    return  # the last member was only slow
-            else:
-                await self._undone(row.id)
-            raise
-
-    async def _undone(self, network_id: int) -> None:
-        """Wait for those members that can be reached; another one does it when it is back."""
-        try:
-            await self._until(network_id, NetworkState.PENDING)
-        except ApiError as error:
-            _log.warning("a failed creation of a network is not undone everywhere yet: %s", error)
-
-    def _by_id(self, network_id: int) -> NetworkRow | None:
-        return next((row for row in queries.networks(self._database) if row.id == network_id), None)
-
-    async def _until(self, network_id: int, wanted: NetworkState | None) -> None:
-        """Return when all members are in this state (None, or gone after an undo: the rows are gone).
-
-        Raises MemberError when a member has failed, or is away or silent for too long.
-        """
-        wake = asyncio.Event()
-
-        def applied(_index: int, topics: frozenset[str]) -> None:
-            if "networks" in topics:
-                wake.set()
-
-        unsubscribe = self._consensus.subscribe_applied(applied)
-        deadline = time.monotonic() + self._members_s
-        absence = Absence(self._consensus)
-        try:
-            while True:
-                wake.clear()
-                row = self._by_id(network_id)
-                if row is None:
-                    if wanted is NetworkState.CREATED:
-                        raise MemberError(NOT_LOADED)
-                    return
-                if wanted is not None and all(state is wanted for state in row.members.values()):
-                    return
-                self._check_failed(row)
-                missing = [id_ for id_, state in row.members.items() if state is not wanted]
-                left_s = deadline - time.monotonic()
-                gone = absence.gone(missing)
-                if not any(self._reachable(id_) and id_ not in gone for id_ in missing) or left_s <= 0:
-                    raise peer_down(self._address(missing[0]) if missing else "?")
-                try:
-                    await asyncio.wait_for(wake.wait(), min(left_s, 0.25))
-                except TimeoutError:
-                    continue
-        finally:
-            unsubscribe()
-
-    def _check_failed(self, row: NetworkRow) -> None:
-        for member_id, state in row.members.items():
-            if state is NetworkState.ERRORED:
-                reason = row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Network is in an error state")
-                if member_id != self._identity.member_id:
-                    reason = f"failed to notify peer {self._address(member_id)}: {reason}"
-                raise MemberError(reason)
+        await self._shares.made_everywhere(row.name)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -353,7 +252,7 @@ class NetworkChanges:
         changed = await until_unchanged(attempt)
         if changed is not None:
             before, after = changed
-            await self._make_true(before, after, member_id)
+            await self._shares.make_true(before, after, member_id)
 
     async def _change(
         self, row: NetworkRow, member_id: int, put: NetworkPut, *, target: str | None, patch: bool
@@ -376,7 +275,7 @@ class NetworkChanges:
                 queries.addresses(self._database),
             ),
         )
-        after = self._by_id(row.id)
+        after = queries.network_by_id(self._database, row.id)
         if after is None or (wanted, local) == (row.config, old_local) or row.state is not NetworkState.CREATED:
             return None
         return row, after
@@ -404,49 +303,6 @@ class NetworkChanges:
             return new_shared, dict(own)
         return new_shared, merged(own if patch else hidden, local.items())
 
-    async def _make_true(self, before: NetworkRow, after: NetworkRow, member_id: int) -> None:
-        """Have the members do it; one that is away does it when it is back. On a failure everything goes back."""
-        everywhere = before.config != after.config
-        members = [id_ for id_ in after.members if everywhere or id_ == member_id]
-        failure = await self._apply(after.name, members)
-        if failure is None:
-            return
-        own = (before.local.get(member_id, {}), after.local.get(member_id, {}))
-        back = transactions.update(
-            before.id,
-            before.name,
-            (after.description, after.config, own[1]),
-            (before.description, before.config, own[0]),
-            member_id,
-        )
-        try:
-            await propose(self._consensus, back)
-        except TransactionConflictError:
-            _log.warning("network %s: the failed change was followed by another one", before.name)
-        else:
-            again = await self._apply(before.name, members)
-            if again is not None:
-                _log.error("network %s is not as it was before the failed change: %s", before.name, again)
-        raise failure
-
-    async def _apply(self, name: str, members: list[int]) -> ApiError | None:
-        """Return the first failure; our own come first."""
-        own = self._identity.member_id
-        reachable = sorted((id_ for id_ in members if self._reachable(id_)), key=lambda id_: id_ != own)
-        results = await asyncio.gather(*(self._apply_on(id_, name) for id_ in reachable))
-        return next((result for result in results if result is not None), None)
-
-    async def _apply_on(self, member_id: int, name: str) -> ApiError | None:
-        try:
-            await self._actors.ref(NETWORKS_PATH, member_id).ask(ApplyNetwork(name), deadline_s=APPLY_S)
-        except AskError as error:
-            _log.info("member %d applies the change of network %s later: %s", member_id, name, error)
-        except ApiError as error:
-            if member_id == self._identity.member_id:
-                return error
-            return MemberError(f"failed to notify peer {self._address(member_id)}: {error}")
-        return None
-
     # -- renaming and deleting ----------------------------------------------------------------------------------------
 
     async def rename(self, project: str, name: str, new_name: str) -> None:
@@ -470,7 +326,7 @@ class NetworkChanges:
                 raise BadRequestError("Network is currently in use") from None
             raise NotFoundError(NOT_LOADED) from None
         try:
-            await self._actors.ref(NETWORKS_PATH).ask(Converge(), deadline_s=APPLY_S)
+            await self._shares.converge()
         except ApiError:
             await propose(self._consensus, transactions.rename(row.id, new_name, name))
             raise
@@ -479,14 +335,14 @@ class NetworkChanges:
         """Delete a network on every member. Raises NotFoundError, BadRequestError (in use), MemberError."""
         row = self._networks.row(project, name)
         if row.state is NetworkState.CREATED:
-            self._check_online(row.members)
+            self._shares.check_online(row.members)
         try:
             await propose(self._consensus, transactions.retire(row.id, name))
         except TransactionConflictError as conflict:
             if conflict.label == "in_use":
                 raise BadRequestError("The network is currently in use") from None
             raise NotFoundError(NOT_LOADED) from None
-        await self._until(row.id, None)
+        await self._shares.removed_everywhere(row.id)
 
 
 def editable(network: ShownNetwork) -> object:

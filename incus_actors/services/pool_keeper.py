@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -20,7 +19,7 @@ from incus_actors.domain import transactions_storage as transactions
 from incus_actors.drivers.base import PoolSpec, Usage
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.identity import Identity
-from incus_actors.services.absence import Absence, peer_down
+from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.proposing import TransactionConflictError, propose
 from incus_actors.state.queries import storage as queries
 from incus_actors.state.queries.storage import PoolRow, PoolState
@@ -102,9 +101,8 @@ class PoolKeeper:
         self._database = database
         self._identity = identity
         self._backend = backend
-        self._members_s = members_s
+        self._members = MemberWait(consensus=consensus, database=database, topic="storage", members_s=members_s)
         self._working = asyncio.Lock()
-        self._wake = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._known: dict[int, Mapping[str, str]] = {}  #: pool id → our config of it, as the machine has it
 
@@ -123,10 +121,7 @@ class PoolKeeper:
             self._unsubscribe = None
 
     def _applied(self, _index: int, topics: frozenset[str]) -> None:
-        if "storage" not in topics:
-            return
-        self._wake.set()
-        if self._marked() or self._changed():
+        if "storage" in topics and (self._marked() or self._changed()):
             spawn(self._catch_up(), name="pools")
 
     def _changed(self) -> list[PoolRow]:
@@ -306,30 +301,18 @@ class PoolKeeper:
         await self._until(pool_id, None)
 
     async def _until(self, pool_id: int, wanted: PoolState | None) -> None:
-        deadline = time.monotonic() + self._members_s
-        absence = Absence(self._consensus)
-        while True:
-            self._wake.clear()
-            row = self._current(pool_id)
-            if row is None:
-                if wanted is None:
-                    return
-                raise MemberError("Storage pool not found")
-            failed = [id_ for id_, state in row.members.items() if state is PoolState.ERRORED]
-            if failed:
-                raise MemberError(self._reason(row, failed[0]))
-            settled = set(row.members.values()) <= {wanted}
-            if wanted is not None and row.state is wanted and settled:
-                return
-            left_s = deadline - time.monotonic()
-            missing = [id_ for id_, state in row.members.items() if state is not wanted]
-            gone = absence.gone(missing)
-            if left_s <= 0 or (gone and len(gone) == len(missing)):
-                raise peer_down(self._address(missing[0]) if missing else "?")
-            try:
-                await asyncio.wait_for(self._wake.wait(), min(left_s, 0.25))
-            except TimeoutError:
-                continue
+        await self._members.until(lambda: self._missing(pool_id, wanted))
 
-    def _address(self, member_id: int) -> str:
-        return str(self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,)) or member_id)
+    def _missing(self, pool_id: int, wanted: PoolState | None) -> list[int] | None:
+        """Return the members whose shares are not in this state yet, None when the whole pool is (None: when it is
+        gone). Raises MemberError when a member has failed."""
+        row = self._current(pool_id)
+        if row is None:
+            if wanted is None:
+                return None
+            raise MemberError("Storage pool not found")
+        failed = [id_ for id_, state in row.members.items() if state is PoolState.ERRORED]
+        if failed:
+            raise MemberError(self._reason(row, failed[0]))
+        missing = [id_ for id_, state in row.members.items() if state is not wanted]
+        return None if wanted is not None and row.state is wanted and not missing else missing

@@ -25,6 +25,7 @@ from incus_actors.services.proposing import (
 )
 from incus_actors.services.urls import url_of
 from incus_actors.state.queries import storage as queries
+from incus_actors.state.queries.cluster import member_address
 from incus_actors.state.queries.storage import PoolRow, PoolState, PoolUse
 from incus_actors.state.reader import Reader
 
@@ -244,8 +245,7 @@ class StoragePoolService:
         """Raise MemberError when a member that has to make its share isn't there."""
         for member_id in names:
             if member_id != self._identity.member_id and not self._online(member_id):
-                address = self._database.scalar("SELECT address FROM nodes WHERE id = ?", (member_id,))
-                raise peer_down(address)
+                raise peer_down(member_address(self._database, member_id))
 
     async def _make_or_undo(self, pool_id: int, name: str, *, forget: bool) -> None:
         try:

@@ -107,6 +107,11 @@ def member_state(db: Reader, member_id_: int) -> int | None:
     return None if found is None else int(found)
 
 
+def member_address(db: Reader, member_id_: int) -> str:
+    """Return "host:port" of a member's API; its id if there is no such member."""
+    return str(db.scalar("SELECT address FROM nodes WHERE id = ?", (member_id_,)) or member_id_)
+
+
 def known_member(db: Reader, member_id_: int) -> str | None:
     """Return a member's name, None while the database (which may have no tables yet) doesn't know it."""
     if not db.scalar("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'nodes'"):

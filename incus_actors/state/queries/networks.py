@@ -89,6 +89,11 @@ def network(db: Reader, name: str) -> NetworkRow | None:
     return next((row for row in networks(db) if row.name == name), None)
 
 
+def network_by_id(db: Reader, network_id: int) -> NetworkRow | None:
+    """Return one network by id."""
+    return next((row for row in networks(db) if row.id == network_id), None)
+
+
 def addresses(db: Reader) -> Rows:
     """Return what `transactions_networks.addresses_guard` compares."""
     return tuple(tuple(row) for row in db.query(ADDRESSES_SQL))

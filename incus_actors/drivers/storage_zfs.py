@@ -91,7 +91,7 @@ class ZfsStorage(ZfsPools):
                     await unpack(image, path, progress)
                     await run("zfs", "snapshot", f"{work}@{_CLONED}")
                     await self._unmount(work)
-                    await run("zfs", "rename", work, dataset)
+                    await tools.when_free("zfs", "rename", work, dataset)
                     await run("zfs", "set", "mountpoint=none", dataset)
         return f"{dataset}@{_CLONED}"
 
@@ -173,7 +173,7 @@ class ZfsStorage(ZfsPools):
         dataset = self._dataset(volume)
         if new in await self.snapshots(volume):
             raise DriverError(f'Snapshot "{new}" already exists')
-        await run("zfs", "rename", f"{dataset}@{_SNAPSHOT}{snapshot}", f"{dataset}@{_SNAPSHOT}{new}")
+        await tools.when_free("zfs", "rename", f"{dataset}@{_SNAPSHOT}{snapshot}", f"{dataset}@{_SNAPSHOT}{new}")
 
     async def restore_snapshot(self, volume: VolumeSpec, snapshot: str) -> None:
         """Roll back, at once. Raises DriverError when later snapshots would be lost by that."""

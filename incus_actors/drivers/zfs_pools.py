@@ -310,7 +310,7 @@ class ZfsPools:
         """Give a dataset another name and place; it is mounted there afterwards."""
         old_path = Path(await tools.value(dataset, "mountpoint"))
         await self._unmount(dataset)
-        await run("zfs", "rename", dataset, new)
+        await tools.when_free("zfs", "rename", dataset, new)
         path.mkdir(mode=0o700, exist_ok=True)
         await run("zfs", "set", f"mountpoint={path}", new)
         if not await tools.mounted(new):

@@ -16,7 +16,8 @@ from incus_actors.drivers import commands, loop, mounts, trees
 from incus_actors.drivers import lvm_tools as tools
 from incus_actors.drivers.base import Availability, Config, DriverError, DriverInfo, PoolSpec, Usage, VolumeSpec
 from incus_actors.drivers.lvm_tools import LogicalVolume
-from incus_actors.drivers.path_trees import KINDS
+from incus_actors.drivers.mounted_pools import MountedPools
+from incus_actors.drivers.pool_places import KINDS
 from incus_actors.drivers.storage import RAW, TAR
 from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.model.config_values import is_true
@@ -26,16 +27,13 @@ _WORK = "work_"
 _MADE = "volatile.initial_source"  #: in the config of a pool on a volume group that was there before us
 
 
-class LvmPools:
+class LvmPools(MountedPools):
     """`directory` is the daemon's own (`$INCUS_DIR`)."""
 
-    caches_images = True
     stream_formats: tuple[str, ...] = (TAR, RAW)
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._base = directory / "storage-pools"
-        self._images: dict[str, asyncio.Lock] = {}
+        super().__init__(directory)
         self.info = DriverInfo("lvm", "")
 
     def availability(self) -> Availability:
@@ -54,9 +52,6 @@ class LvmPools:
     def _thin(self, pool: PoolSpec) -> str:
         return pool.config.get("lvm.thinpool_name", "") or THIN_POOL
 
-    def _file(self, pool: PoolSpec) -> Path:
-        return self._directory / "disks" / f"{pool.name}.img"
-
     def _name(self, volume: VolumeSpec, snapshot: str = "") -> str:
         if volume.kind not in KINDS:
             raise BadRequestError(f"Invalid storage volume type: {volume.kind}")
@@ -64,12 +59,6 @@ class LvmPools:
 
     def _device(self, pool: PoolSpec, name: str) -> Path:
         return Path("/dev") / self._group(pool) / name
-
-    def pool_path(self, pool: PoolSpec) -> Path:
-        """Return the directory below which volumes are mounted."""
-        if not pool.name or "/" in pool.name or pool.name.startswith("."):
-            raise BadRequestError(f"Invalid storage pool name: {pool.name}")
-        return self._base / pool.name
 
     def validate_pool(self, pool: PoolSpec) -> None:
         """Raise BadRequestError for names that LVM doesn't take, and for pools without thin volumes."""
@@ -119,7 +108,7 @@ class LvmPools:
         """Make a volume group on a file of ours or on a device. Raises DriverError."""
         group, file = self._group(pool), self._file(pool)
         config = {**pool.config, "lvm.vg_name": group}
-        own = source in ("", str(file))
+        own = self._is_on_file(pool)
         if group in await self._groups():
             if not own or not file.exists() or not await self._is_ours(group, file):
                 raise DriverError(f'A volume group already exists called "{group}"')
@@ -158,12 +147,6 @@ class LvmPools:
             size += ["--poolmetadatasize", f"{loop.size_bytes(metadata)}b"]
         await commands.run("lvcreate", "--yes", "--wipesignatures", "y", *size, "--thinpool", thin, group)
 
-    def _make_directories(self, pool: PoolSpec) -> None:
-        root = self.pool_path(pool)
-        root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for name in (*KINDS.values(), "work"):
-            (root / name).mkdir(mode=0o711 if name == "containers" else 0o700, exist_ok=True)
-
     async def _unmake(self, pool: PoolSpec) -> None:
         group, file = self._group(pool), self._file(pool)
         if pool.config.get(_MADE) == group:  # it was there before us: only the thin pool goes
@@ -193,17 +176,12 @@ class LvmPools:
 
     async def update_pool(self, pool: PoolSpec, old: Config) -> None:
         """Grow the file. Raises MemberError "Pool cannot be shrunk", DriverError."""
-        size, file = pool.config.get("size", ""), self._file(pool)
         for key in ("lvm.vg_name", "lvm.thinpool_name"):
             if pool.config.get(key, "") != old.get(key, ""):
                 raise MemberError(f"{key} cannot be changed")
-        if not size or size == old.get("size", ""):
-            return
-        if pool.config.get("source") != str(file):
-            raise DriverError("Cannot resize non-loopback pools")
-        await loop.grow(file, loop.size_bytes(size))
-        await commands.run("pvresize", await loop.attach(file))
-        await commands.run("lvextend", "--extents", "+100%FREE", f"{self._group(pool)}/{self._thin(pool)}")
+        if await self._grow_file(pool, old):
+            await commands.run("pvresize", await loop.attach(self._file(pool)))
+            await commands.run("lvextend", "--extents", "+100%FREE", f"{self._group(pool)}/{self._thin(pool)}")
 
     async def delete_pool(self, pool: PoolSpec) -> None:
         """Remove it. Raises DriverError if volumes are left. Idempotent."""
@@ -218,7 +196,7 @@ class LvmPools:
             for name in images:
                 await self._drop(pool, name)
             await self._unmake(pool)
-        elif pool.config.get("source", "") in ("", str(self._file(pool))):
+        elif self._is_on_file(pool):
             await loop.detach(self._file(pool))
             self._file(pool).unlink(missing_ok=True)
         await trees.remove_tree(self.pool_path(pool))

@@ -125,13 +125,7 @@ class PathStorage(PathTrees):
         if volume.content == "filesystem":
             await self.limit(volume.pool, self.volume_path(volume), size)
             return
-        disk = self.disk_path(volume)
-        try:
-            if size < disk.stat().st_size:
-                raise MemberError(CANNOT_SHRINK)
-            os.truncate(disk, size)
-        except OSError as error:
-            raise DriverError(f"Failed to resize volume {volume.label}: {error.strerror}") from error
+        enlarge(volume, self.disk_path(volume), size)
 
     async def volume_usage(self, volume: VolumeSpec) -> Usage:
         """Return what it uses; where the driver doesn't count, a helper walks the tree."""
@@ -289,3 +283,13 @@ def fit(volume: VolumeSpec, tree: Path, image: ImageFiles | None) -> None:
     uid, gid = (int(volume.config.get(f"initial.{key}") or "0") for key in ("uid", "gid"))
     if uid or gid:
         os.chown(tree, uid, gid)
+
+
+def enlarge(volume: VolumeSpec, disk: Path, size: int) -> None:
+    """Give the file that a volume's disk is more room. Raises MemberError when it would shrink, DriverError."""
+    try:
+        if size < disk.stat().st_size:
+            raise MemberError(CANNOT_SHRINK)
+        os.truncate(disk, size)
+    except OSError as error:
+        raise DriverError(f"Failed to resize volume {volume.label}: {error.strerror}") from error

@@ -1,7 +1,7 @@
-"""Where the volumes of a pool are whose volumes are trees of files, and what a driver must be able to do with a tree.
+"""Pools whose volumes are trees of files, and what a driver must be able to do with a tree.
 
-Owns the layout, which is that of Incus (`containers/c1`, `custom/default_v1`, `custom-snapshots/default_v1/s1`).
-Extended by path_storage.py; must never make a path that leaves the pool.
+Owns the directories of such a pool and what is left in them. Extended by path_storage.py; must never follow a link out of
+the pool.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from pathlib import Path
 
 from incus_actors.drivers import trees
 from incus_actors.drivers.base import DriverError, PoolSpec, Usage, VolumeSpec
-from incus_actors.drivers.storage import DISK_FILE, RAW, TAR
-from incus_actors.errors import BadRequestError
+from incus_actors.drivers.pool_places import KINDS, PoolPlaces
+from incus_actors.drivers.storage import RAW, TAR
 
-KINDS = {"container": "containers", "virtual-machine": "virtual-machines", "custom": "custom", "image": "images"}
 DIRECTORIES = {
     "containers": 0o711,
     "containers-snapshots": 0o711,
@@ -28,15 +27,14 @@ DIRECTORIES = {
 }
 
 
-class PathTrees:
+class PathTrees(PoolPlaces):
     """`directory` is the daemon's own (`$INCUS_DIR`)."""
 
     caches_images = False
     stream_formats: tuple[str, ...] = (TAR, RAW)
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._base = directory / "storage-pools"
+        super().__init__(directory)
         self._images: dict[Path, asyncio.Lock] = {}
 
     # --- primitives -----------------------------------------------------------------------------------------
@@ -66,27 +64,6 @@ class PathTrees:
 
     # --- places ---------------------------------------------------------------------------------------------
 
-    def _default_path(self, pool: PoolSpec) -> Path:
-        if not pool.name or "/" in pool.name or pool.name.startswith("."):
-            raise BadRequestError(f"Invalid storage pool name: {pool.name}")
-        return self._base / pool.name
-
-    def pool_path(self, pool: PoolSpec) -> Path:
-        """Return the pool's directory."""
-        return self._default_path(pool)
-
-    def volume_path(self, volume: VolumeSpec) -> Path:
-        """Return where the volume is (or would be)."""
-        if volume.kind not in KINDS:
-            raise BadRequestError(f"Invalid storage volume type: {volume.kind}")
-        if volume.disk_name.startswith("."):
-            raise BadRequestError(f"Invalid storage volume name: {volume.name}")
-        return self.pool_path(volume.pool) / KINDS[volume.kind] / volume.disk_name
-
-    def disk_path(self, volume: VolumeSpec) -> Path:
-        """Return the file that a block or ISO volume is."""
-        return self.volume_path(volume) / DISK_FILE
-
     def has_volume(self, volume: VolumeSpec) -> bool:
         """Return whether it is there, complete."""
         return self.volume_path(volume).is_dir()
@@ -97,16 +74,6 @@ class PathTrees:
         if not path.is_dir():
             raise DriverError(f"Volume {volume.label} is missing: {path}")
         return path
-
-    def _snapshots_of(self, volume: VolumeSpec) -> Path:
-        path = self.volume_path(volume)
-        return path.parent.with_name(f"{path.parent.name}-snapshots") / path.name
-
-    def snapshot_path(self, volume: VolumeSpec, snapshot: str) -> Path:
-        """Return where a snapshot can be read."""
-        if not snapshot or snapshot.startswith(".") or set("/\0\n") & set(snapshot):
-            raise BadRequestError(f"Invalid snapshot name: {snapshot}")
-        return self._snapshots_of(volume) / snapshot
 
     async def snapshots(self, volume: VolumeSpec) -> list[str]:
         """Return the names of the snapshots that are there, sorted."""

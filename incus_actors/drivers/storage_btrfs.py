@@ -65,16 +65,13 @@ class BtrfsStorage(PathStorage):
 
     # --- pools ----------------------------------------------------------------------------------------------
 
-    def _file(self, pool: PoolSpec) -> Path:
-        return self._directory / "disks" / f"{pool.name}.img"
-
     async def create_pool(self, pool: PoolSpec) -> Mapping[str, str]:
         """Make it; return the config as it is now (`source` and `size` filled in). Raises DriverError if not empty."""
         self.validate_pool(pool)
         target = self._default_path(pool)
         source = pool.config.get("source", "")
         try:
-            if source in ("", str(self._file(pool))):
+            if self._is_on_file(pool):
                 config = await self._make_on_file(pool, target)
             elif tools.is_uuid(source) or _is_device(source):
                 config = await self._make_on_device(pool, target)

@@ -19,7 +19,6 @@ from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, Progres
 from incus_actors.drivers.image_unpack import unpack
 from incus_actors.drivers.lvm_pools import LvmPools
 from incus_actors.drivers.path_storage import CANNOT_SHRINK, fit, tar_of, untar, wanted_size
-from incus_actors.drivers.path_trees import KINDS
 from incus_actors.drivers.raw_stream import read_disk, write_disk
 from incus_actors.drivers.storage import BACKUP, BLOCK_SIZE_DEFAULT, RAW, TAR, backup_prefix
 from incus_actors.errors import BadRequestError, MemberError
@@ -46,12 +45,6 @@ class LvmStorage(LvmPools):
     """The StorageDriver "lvm"."""
 
     # --- volumes --------------------------------------------------------------------------------------------
-
-    def volume_path(self, volume: VolumeSpec) -> Path:
-        """Return where the volume is (or would be) mounted."""
-        if volume.kind not in KINDS or volume.disk_name.startswith("."):
-            raise BadRequestError(f"Invalid storage volume name: {volume.name}")
-        return self.pool_path(volume.pool) / KINDS[volume.kind] / volume.disk_name
 
     def disk_path(self, volume: VolumeSpec) -> Path:
         """Return the device that a block or ISO volume is."""
@@ -206,13 +199,6 @@ class LvmStorage(LvmPools):
         await self.activate_volume(target)
 
     # --- snapshots ------------------------------------------------------------------------------------------
-
-    def snapshot_path(self, volume: VolumeSpec, snapshot: str) -> Path:
-        """Return where a snapshot would be mounted; use `readable`."""
-        if not snapshot or snapshot.startswith(".") or set("/\0\n") & set(snapshot):
-            raise BadRequestError(f"Invalid snapshot name: {snapshot}")
-        path = self.volume_path(volume)
-        return path.parent.with_name(f"{path.parent.name}-snapshots") / path.name / snapshot
 
     async def snapshots(self, volume: VolumeSpec) -> list[str]:
         """Return the names of the snapshots that are there, sorted."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
@@ -27,11 +26,11 @@ from incus_actors.drivers.base import (
 )
 from incus_actors.drivers.commands import run
 from incus_actors.drivers.image_unpack import unpack
-from incus_actors.drivers.path_storage import CANNOT_SHRINK, fit, tar_of, untar, wanted_size
+from incus_actors.drivers.path_storage import enlarge, fit, tar_of, untar, wanted_size
 from incus_actors.drivers.raw_stream import read_disk, write_disk
 from incus_actors.drivers.storage import BACKUP, DISK_FILE, RAW, TAR, backup_prefix
 from incus_actors.drivers.zfs_pools import ZFS, ZfsPools
-from incus_actors.errors import BadRequestError, MemberError
+from incus_actors.errors import BadRequestError
 
 _SNAPSHOT = "snapshot-"
 _CLONED = "readonly"  #: the snapshot of an image that instances are cloned from
@@ -112,13 +111,7 @@ class ZfsStorage(ZfsPools):
         if volume.content == "filesystem":
             await self._limit(volume, size)
             return
-        disk = await self.activate_volume(volume) / DISK_FILE
-        try:
-            if size < disk.stat().st_size:
-                raise MemberError(CANNOT_SHRINK)
-            os.truncate(disk, size)
-        except OSError as error:
-            raise DriverError(f"Failed to resize volume {volume.label}: {error.strerror}") from error
+        enlarge(volume, await self.activate_volume(volume) / DISK_FILE, size)
 
     async def volume_usage(self, volume: VolumeSpec) -> Usage:
         """Return what it uses."""

@@ -26,8 +26,9 @@ from incus_actors.drivers.base import (
     VolumeSpec,
 )
 from incus_actors.drivers.commands import CommandError, run
-from incus_actors.drivers.path_trees import KINDS
-from incus_actors.drivers.storage import DISK_FILE, RAW, TAR
+from incus_actors.drivers.mounted_pools import MountedPools
+from incus_actors.drivers.pool_places import KINDS
+from incus_actors.drivers.storage import RAW, TAR
 from incus_actors.errors import BadRequestError
 
 ZFS = "zfs"  #: the format of streams that only ZFS understands
@@ -35,16 +36,13 @@ _DATASETS = ("containers", "custom", "deleted", "images", "virtual-machines", "w
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.: -]*)*")
 
 
-class ZfsPools:
+class ZfsPools(MountedPools):
     """`directory` is the daemon's own (`$INCUS_DIR`)."""
 
-    caches_images = True
     stream_formats: tuple[str, ...] = (ZFS, TAR, RAW)
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._base = directory / "storage-pools"
-        self._images: dict[str, asyncio.Lock] = {}
+        super().__init__(directory)
         self.info = DriverInfo("zfs", "")
 
     def availability(self) -> Availability:
@@ -64,9 +62,6 @@ class ZfsPools:
         """Return the pool's dataset."""
         return pool.config.get("zfs.pool_name", "") or pool.name
 
-    def _file(self, pool: PoolSpec) -> Path:
-        return self._directory / "disks" / f"{pool.name}.img"
-
     def _dataset(self, volume: VolumeSpec) -> str:
         if volume.kind not in KINDS:
             raise BadRequestError(f"Invalid storage volume type: {volume.kind}")
@@ -74,22 +69,6 @@ class ZfsPools:
 
     def _work(self, pool: PoolSpec) -> str:
         return f"{self._root(pool)}/work/{uuid.uuid4().hex}"
-
-    def pool_path(self, pool: PoolSpec) -> Path:
-        """Return the directory below which volumes are mounted."""
-        if not pool.name or "/" in pool.name or pool.name.startswith("."):
-            raise BadRequestError(f"Invalid storage pool name: {pool.name}")
-        return self._base / pool.name
-
-    def volume_path(self, volume: VolumeSpec) -> Path:
-        """Return where the volume is (or would be) mounted."""
-        if volume.kind not in KINDS or volume.disk_name.startswith("."):
-            raise BadRequestError(f"Invalid storage volume name: {volume.name}")
-        return self.pool_path(volume.pool) / KINDS[volume.kind] / volume.disk_name
-
-    def disk_path(self, volume: VolumeSpec) -> Path:
-        """Return the file that a block or ISO volume is."""
-        return self.volume_path(volume) / DISK_FILE
 
     # --- pools ----------------------------------------------------------------------------------------------
 
@@ -116,12 +95,6 @@ class ZfsPools:
             raise
         self._make_directories(made)
         return config
-
-    def _make_directories(self, pool: PoolSpec) -> None:
-        root = self.pool_path(pool)
-        root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for name in (*KINDS.values(), "work"):
-            (root / name).mkdir(mode=0o711 if name == "containers" else 0o700, exist_ok=True)
 
     async def _take_dataset(self, pool: PoolSpec, source: str) -> dict[str, str]:
         """Use an empty pool or dataset of the machine's. Raises DriverError."""
@@ -151,11 +124,11 @@ class ZfsPools:
             raise DriverError(f'ZFS pool name "{name}" may not hold a slash')
         if await tools.exists(name):
             left = [e for e in await tools.below(name) if e.removeprefix(f"{name}/") not in _DATASETS]
-            if not await self._is_ours(name, file, source) or left:
+            if not await self._is_ours(pool) or left:
                 raise DriverError(f'Could not create ZFS pool "{name}": it exists already')
             await tools.when_free("zpool", "destroy", "-f", name)  # an interrupted attempt of ours
         config = {**pool.config, "zfs.pool_name": name}
-        if source in ("", str(file)):
+        if self._is_on_file(pool):
             config |= {"source": str(file), "size": pool.config.get("size") or loop.default_size(self._directory)}
             loop.make(file, loop.size_bytes(config["size"]))
         vdev, force = config["source"], [] if source else ["-f"]
@@ -173,9 +146,10 @@ class ZfsPools:
             raise
         return config
 
-    async def _is_ours(self, name: str, file: Path, source: str) -> bool:
+    async def _is_ours(self, pool: PoolSpec) -> bool:
         """Return whether a ZFS pool is on the file or device that we would make it on."""
-        return str(file if source in ("", str(file)) else source) in await tools.devices_of(name)
+        vdev = str(self._file(pool)) if self._is_on_file(pool) else pool.config["source"]
+        return vdev in await tools.devices_of(self._root(pool))
 
     async def _unmake(self, pool: PoolSpec) -> None:
         name, source = self._root(pool), pool.config.get("source", "")
@@ -200,13 +174,8 @@ class ZfsPools:
 
     async def update_pool(self, pool: PoolSpec, old: Config) -> None:
         """Grow the file. Raises MemberError "Pool cannot be shrunk", DriverError."""
-        size, file = pool.config.get("size", ""), self._file(pool)
-        if not size or size == old.get("size", ""):
-            return
-        if pool.config.get("source") != str(file):
-            raise DriverError("Cannot resize non-loopback pools")
-        await loop.grow(file, loop.size_bytes(size))
-        await run("zpool", "online", "-e", self._root(pool), str(file))
+        if await self._grow_file(pool, old):
+            await run("zpool", "online", "-e", self._root(pool), str(self._file(pool)))
 
     async def delete_pool(self, pool: PoolSpec) -> None:
         """Remove it. Raises DriverError if volumes are left. Idempotent."""
@@ -222,7 +191,7 @@ class ZfsPools:
             if left:
                 raise DriverError(f'Storage pool "{pool.name}" is not empty: {", ".join(left[:5])}')
             await self._unmake(pool)
-        elif pool.config.get("source", "") in ("", str(self._file(pool))):
+        elif self._is_on_file(pool):
             self._file(pool).unlink(missing_ok=True)
         await trees.remove_tree(self.pool_path(pool))
 

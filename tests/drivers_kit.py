@@ -7,16 +7,9 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from incus_actors.drivers.base import (
-    ExecRequest,
-    ImageFiles,
-    InstanceDriver,
-    InstanceSpec,
-    PoolSpec,
-    RunStatus,
-    VolumeSpec,
-)
+from incus_actors.drivers.base import ExecRequest, InstanceDriver, InstanceSpec, PoolSpec, RunStatus, VolumeSpec
 from incus_actors.drivers.image_files import ImageFileStore
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.storage_dir import DirStorage
 
 PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

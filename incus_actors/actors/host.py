@@ -21,14 +21,8 @@ from incus_actors.domain import nics
 from incus_actors.domain.instances import root_disk
 from incus_actors.domain.members import rfc3339
 from incus_actors.domain.nics import NetworkFacts
-from incus_actors.drivers.base import (
-    ImageStore,
-    InstanceDriver,
-    InstanceSpec,
-    PoolSpec,
-    VolumeSpec,
-    disk_name,
-)
+from incus_actors.drivers.base import InstanceDriver, InstanceSpec, PoolSpec, VolumeSpec, disk_name
+from incus_actors.drivers.images import ImageStore
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model.transaction import Outcome, Transaction

@@ -21,7 +21,8 @@ from incus_actors.actors.actor import Actor, Later
 from incus_actors.actors.host import Host
 from incus_actors.actors.messages import remote_message
 from incus_actors.domain import transactions_images as transactions
-from incus_actors.drivers.base import ImageFiles, Progress
+from incus_actors.drivers.base import Progress
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError, UnavailableError
 from incus_actors.state.queries import images as queries
 from incus_actors.tasks import spawn

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from incus_actors.domain.transactions_instances import InstanceChange
-from incus_actors.drivers.base import ImageFiles, Progress
+from incus_actors.drivers.base import Progress
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.model.transaction import Guard
 
 

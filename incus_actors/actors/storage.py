@@ -40,7 +40,8 @@ from incus_actors.actors.storage_messages import (
 from incus_actors.actors.volume_repair import VolumeRepair
 from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.domain import transactions_warnings as warnings
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import ApiError, BadRequestError, UnavailableError
 from incus_actors.state.queries import images as image_queries

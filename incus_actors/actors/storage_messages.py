@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from incus_actors.drivers.base import Config, ImageFiles, PoolSpec, Progress, VolumeSpec
+from incus_actors.drivers.base import Config, PoolSpec, Progress, VolumeSpec
+from incus_actors.drivers.images import ImageFiles
 
 # --- pools --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The vocabulary between those who decide (actors, services) and those who touch the machine (drivers).
 
-Owns the protocols InstanceDriver and ImageStore (StorageDriver: storage.py) and the frozen data they take and give.
-Called by InstanceActor, StorageActor and the image service. A driver must never touch the database, the network API or
+Owns the protocol InstanceDriver (StorageDriver: storage.py, ImageStore: images.py) and the frozen data all drivers share.
+Called by InstanceActor and StorageActor. A driver must never touch the database, the network API or
 another member; its errors are DriverError (ours) or a ClientError (theirs), with the text the user reads.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from incus_actors.errors import MemberError
+from incus_actors.model.config_values import is_true
 
 Config = Mapping[str, str]
 Devices = Mapping[str, Mapping[str, str]]
@@ -135,11 +136,6 @@ class InstanceSpec:
     def disk_name(self) -> str:
         """Return the name on disk: `name`, or `project_name` outside the default project."""
         return disk_name(self.project, self.name)
-
-
-def is_true(value: str | None) -> bool:
-    """Return whether Incus takes this config value as true."""
-    return (value or "").lower() in {"true", "1", "yes", "on"}
 
 
 def disk_name(project: str, name: str) -> str:
@@ -323,7 +319,7 @@ class InstanceDriver(Protocol):
         """Free watches and helpers; instances go on."""
 
 
-# --- images -----------------------------------------------------------------------------------------------
+# --- transfers -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,74 +332,6 @@ class ProgressReport:
 
 
 Progress = Callable[[ProgressReport], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTemplate:
-    """One entry of `templates` in metadata.yaml; `path` is its key."""
-
-    path: str
-    template: str
-    when: tuple[str, ...]
-    create_only: bool = False
-    properties: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageMetadata:
-    """metadata.yaml, validated. Times in seconds since the epoch, 0 = none."""
-
-    architecture: str
-    created_at: int
-    expires_at: int = 0
-    properties: Mapping[str, str] = field(default_factory=dict)
-    templates: tuple[ImageTemplate, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFiles:
-    """An image in the store: unified (`rootfs` None) or split."""
-
-    fingerprint: str
-    metadata_file: Path
-    rootfs_file: Path | None
-    size_bytes: int
-    rootfs_format: Literal["tar", "squashfs"]
-    compression: str  #: "", gz, xz, bz2, zst, lzma of the unified or metadata file
-
-
-@dataclass(frozen=True, slots=True)
-class AddedImage:
-    """The answer of ImageStore.add."""
-
-    files: ImageFiles
-    metadata: ImageMetadata
-
-
-class ImageStore(Protocol):
-    """Image files of this member, under `<dir>/images`. `fingerprint` is always the full one."""
-
-    async def add(
-        self,
-        metadata: AsyncIterator[bytes],
-        rootfs: AsyncIterator[bytes] | None = None,
-        *,
-        expected_fingerprint: str | None = None,
-        progress: Progress | None = None,
-        accept: Callable[[str], Awaitable[None]] | None = None,
-    ) -> AddedImage:
-        """Write, hash, validate, accept; nothing is left behind on failure. Raises BadRequestError with the
-        reason. `accept(fingerprint)` is asked after hashing and may raise (already exists). `metadata` is
-        read to its end before `rootfs` is begun. Adding what is there already is no error."""
-
-    def get(self, fingerprint: str) -> ImageFiles | None:
-        """Return the files if this member has them, complete."""
-
-    async def delete(self, fingerprint: str) -> None:
-        """Remove them. Idempotent."""
-
-    async def reconcile(self, known: frozenset[str]) -> list[str]:
-        """At start: remove leftovers of interrupted adds; return fingerprints on disk not in `known`."""
 
 
 # --- storage ----------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from incus_actors.drivers.base import DriverError, ImageMetadata, ImageTemplate
+from incus_actors.drivers.base import DriverError
 from incus_actors.drivers.child import Field, run_helper
+from incus_actors.drivers.images import ImageMetadata, ImageTemplate
 from incus_actors.errors import BadRequestError
 
 Kind = Literal["tar", "squashfs"]

@@ -16,7 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from incus_actors.drivers import image_archive
-from incus_actors.drivers.base import AddedImage, DriverError, ImageFiles, Progress, ProgressReport
+from incus_actors.drivers.base import DriverError, Progress, ProgressReport
+from incus_actors.drivers.images import AddedImage, ImageFiles
 from incus_actors.errors import BadRequestError
 
 _INCOMING = "incoming-"

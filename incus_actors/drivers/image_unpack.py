@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from incus_actors.drivers.base import DriverError, ImageFiles, Progress, ProgressReport
+from incus_actors.drivers.base import DriverError, Progress, ProgressReport
 from incus_actors.drivers.child import Child
 from incus_actors.drivers.image_archive import DECOMPRESSORS, sniff
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.templates import mark
 
 _REPORT_EVERY_S = 0.1

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from incus_actors.drivers.base import Config, is_true
+from incus_actors.drivers.base import Config
 from incus_actors.errors import BadRequestError
+from incus_actors.model.config_values import is_true
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("kMGTPE", start=1):

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from incus_actors.drivers.base import IdMapEntry, InstanceSpec, is_true
+from incus_actors.drivers.base import IdMapEntry, InstanceSpec
 from incus_actors.drivers.idmap import lxc_lines
 from incus_actors.drivers.limits import Machine, limit_files
 from incus_actors.errors import BadRequestError
+from incus_actors.model.config_values import is_true
 
 #: Denied in every instance: they reach through namespaces or into the kernel (the list of LXC's common.seccomp).
 SECCOMP_POLICY = """2

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from incus_actors.drivers import device_notes
-from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
+from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.child import helper_argv, run_helper
+from incus_actors.model.config_values import is_true
 
 Disk = Mapping[str, str]
 _KEYS = ("source", "path", "readonly", "recursive", "shift", "required", "node")

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from incus_actors.domain.nics import parse_rate
 from incus_actors.drivers import device_notes, nft
-from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
+from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.lxc_config import PAIRED, host_interface, inside_name, nic_parent, peer_interface
 from incus_actors.drivers.network_helper import NetworkHelper
+from incus_actors.model.config_values import is_true
 from incus_actors.model.network_values import items
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from incus_actors.domain.unix_devices import MODE_DEFAULT, paths_of
-from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
+from incus_actors.drivers.base import DriverError, InstanceSpec
+from incus_actors.model.config_values import is_true
 
 TYPES = ("unix-block", "unix-char")
 

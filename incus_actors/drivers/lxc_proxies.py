@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from incus_actors.domain.proxies import ProxyEnd, listens_inside, parse_end
 from incus_actors.drivers import device_notes
-from incus_actors.drivers.base import DriverError, InstanceSpec, is_true
+from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.child import Conversation, helper_argv
 from incus_actors.drivers.processes import ProcessIdentity, identity_of
+from incus_actors.model.config_values import is_true
 
 _OPTIONS: Final = (
     "listen",

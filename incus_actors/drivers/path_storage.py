@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from incus_actors.drivers import commands, trees
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, Progress, Usage, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, Progress, Usage, VolumeSpec
 from incus_actors.drivers.child import run_helper
 from incus_actors.drivers.image_unpack import unpack
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.path_receiver import PathReceiver
 from incus_actors.drivers.path_trees import PathTrees
 from incus_actors.drivers.raw_stream import read_disk, write_disk

@@ -11,16 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from incus_actors.drivers.base import (
-    Availability,
-    Config,
-    DriverInfo,
-    ImageFiles,
-    PoolSpec,
-    Progress,
-    Usage,
-    VolumeSpec,
-)
+from incus_actors.drivers.base import Availability, Config, DriverInfo, PoolSpec, Progress, Usage, VolumeSpec
+from incus_actors.drivers.images import ImageFiles
 
 DISK_FILE = "root.img"  #: block and ISO volumes of drivers that keep them as files
 BLOCK_SIZE_DEFAULT = "10GiB"

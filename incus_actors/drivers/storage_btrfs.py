@@ -26,6 +26,7 @@ from incus_actors.drivers.path_storage import PathStorage
 from incus_actors.drivers.path_trees import DIRECTORIES
 from incus_actors.drivers.storage import RAW, TAR
 from incus_actors.errors import BadRequestError
+from incus_actors.model.config_values import is_true
 
 BTRFS = "btrfs"  #: the format of streams that only btrfs understands
 _OPTIONS = "user_subvol_rm_allowed"
@@ -147,7 +148,7 @@ class BtrfsStorage(PathStorage):
         if ours:  # by an interrupted attempt, if nothing is in it
             await self._mount(pool, source, target)
             await self._refuse_or_clear(pool, target)
-        if ours or pool.config.get("source.wipe", "").lower() in {"true", "1", "yes", "on"}:
+        if ours or is_true(pool.config.get("source.wipe")):
             await commands.run("wipefs", "--all", source)
         elif found.kind:
             raise DriverError(f'Source "{source}" isn\'t empty (it holds {found.kind}): set source.wipe to use it')

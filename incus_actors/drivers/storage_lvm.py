@@ -15,8 +15,9 @@ from pathlib import Path
 
 from incus_actors.drivers import commands, mounts, trees
 from incus_actors.drivers import lvm_tools as tools
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, Progress, Usage, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, Progress, Usage, VolumeSpec
 from incus_actors.drivers.image_unpack import unpack
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.lvm_pools import LvmPools
 from incus_actors.drivers.path_storage import CANNOT_SHRINK, fit, tar_of, untar, wanted_size
 from incus_actors.drivers.raw_stream import read_disk, write_disk

@@ -16,16 +16,10 @@ from pathlib import Path
 
 from incus_actors.drivers import commands, trees
 from incus_actors.drivers import zfs_tools as tools
-from incus_actors.drivers.base import (
-    DriverError,
-    ImageFiles,
-    PoolSpec,
-    Progress,
-    Usage,
-    VolumeSpec,
-)
+from incus_actors.drivers.base import DriverError, PoolSpec, Progress, Usage, VolumeSpec
 from incus_actors.drivers.commands import run
 from incus_actors.drivers.image_unpack import unpack
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.path_storage import enlarge, fit, tar_of, untar, wanted_size
 from incus_actors.drivers.raw_stream import read_disk, write_disk
 from incus_actors.drivers.storage import BACKUP, DISK_FILE, RAW, TAR, backup_prefix

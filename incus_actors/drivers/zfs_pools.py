@@ -30,6 +30,7 @@ from incus_actors.drivers.mounted_pools import MountedPools
 from incus_actors.drivers.pool_places import KINDS
 from incus_actors.drivers.storage import RAW, TAR
 from incus_actors.errors import BadRequestError
+from incus_actors.model.config_values import is_true
 
 ZFS = "zfs"  #: the format of streams that only ZFS understands
 _DATASETS = ("containers", "custom", "deleted", "images", "virtual-machines", "work")
@@ -132,7 +133,7 @@ class ZfsPools(MountedPools):
             config |= {"source": str(file), "size": pool.config.get("size") or loop.default_size(self._directory)}
             loop.make(file, loop.size_bytes(config["size"]))
         vdev, force = config["source"], [] if source else ["-f"]
-        if pool.config.get("source.wipe", "").lower() in {"true", "1", "yes", "on"}:
+        if is_true(pool.config.get("source.wipe")):
             force = ["-f"]
             config.pop("source.wipe")
         if source and vdev == source:

@@ -20,7 +20,7 @@ from incus_actors.actors.images import ImageFetcher, IncomingImage
 from incus_actors.errors import MemberError
 
 if TYPE_CHECKING:
-    from incus_actors.drivers.base import ImageFiles
+    from incus_actors.drivers.images import ImageFiles
     from incus_actors.gateway.forwarding import Forwarder
 
 METADATA_SIZE = "X-Incus-Actors-Metadata-Size"

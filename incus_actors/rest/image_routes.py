@@ -45,7 +45,7 @@ from incus_actors.rest.http import (
 from incus_actors.services.images import ImageService, Upload, editable
 
 if TYPE_CHECKING:
-    from incus_actors.drivers.base import ImageFiles
+    from incus_actors.drivers.images import ImageFiles
     from incus_actors.gateway.operations import Operation
 
 _ONE = "/1.0/images/{fingerprint:[^/]+}"

@@ -21,7 +21,8 @@ from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import transactions_images as transactions
 from incus_actors.domain.members import rfc3339
 from incus_actors.domain.transactions_images import ImageChange, NewImage
-from incus_actors.drivers.base import AddedImage, ImageFiles, ProgressReport
+from incus_actors.drivers.base import ProgressReport
+from incus_actors.drivers.images import AddedImage, ImageFiles
 from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model.architectures import number_of
 from incus_actors.model.images import (

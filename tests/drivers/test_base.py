@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from incus_actors.drivers.base import InstanceSpec, RunStatus, disk_name, exit_code_of, is_true
+from incus_actors.drivers.base import InstanceSpec, RunStatus, disk_name, exit_code_of
+from incus_actors.model.config_values import is_true
 
 
 def test_names_on_disk() -> None:

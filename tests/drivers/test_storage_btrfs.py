@@ -15,9 +15,10 @@ import pytest
 from drivers_kit import mounts_naming, stream
 
 from incus_actors.drivers import loop
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.drivers.commands import CommandError
 from incus_actors.drivers.image_files import ImageFileStore
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.storage_btrfs import BtrfsStorage
 from incus_actors.drivers.storage_dir import DirStorage
 from incus_actors.errors import BadRequestError, MemberError

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from drivers_kit import stream
 
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, ProgressReport, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, ProgressReport, VolumeSpec
 from incus_actors.drivers.image_files import ImageFileStore
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.storage_dir import DirStorage
 from incus_actors.drivers.tiny_image import TinyImage
 from incus_actors.errors import BadRequestError

@@ -15,8 +15,9 @@ from drivers_kit import mounts_naming, stream
 from zfs_kit import answering
 
 from incus_actors.drivers import loop
-from incus_actors.drivers.base import DriverError, ImageFiles, PoolSpec, VolumeSpec
+from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.drivers.image_files import ImageFileStore
+from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.storage_zfs import ZfsStorage
 from incus_actors.errors import BadRequestError, MemberError
 

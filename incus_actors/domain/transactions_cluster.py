@@ -11,26 +11,12 @@ from dataclasses import dataclass
 
 from incus_actors.domain.members import MemberState
 from incus_actors.model.cluster import MemberConfigKey
+from incus_actors.model.config_keys import LOCAL_NETWORK_KEYS, LOCAL_POOL_KEYS
 from incus_actors.model.transaction import Guard, Outcome, Statement, Transaction, Value
 
 CERTIFICATE_SERVER = 2  #: certificates.type
 TOKEN_JOIN = "join"  # noqa: S105 - a kind, not a secret
 POOL_CREATED = 1  #: storage_pools.state and storage_pools_nodes.state
-
-#: Keys of a pool that belong to one member (CONTRACT 5.1).
-MEMBER_POOL_KEYS = frozenset(
-    {
-        "size",
-        "source",
-        "source.wipe",
-        "volatile.initial_source",
-        "zfs.pool_name",
-        "lvm.thinpool_name",
-        "lvm.vg_name",
-        "lvm.vg.force_reuse",
-    }
-)
-MEMBER_NETWORK_KEYS = frozenset({"bridge.external_interfaces", "parent", "bgp.ipv4.nexthop", "bgp.ipv6.nexthop"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +203,7 @@ def _member_rows(newcomer: Newcomer, pools: Iterable[str]) -> list[Statement]:
     given = {
         (entry.name, entry.key): entry.value
         for entry in newcomer.member_config
-        if entry.entity == "storage-pool" and entry.key in MEMBER_POOL_KEYS and entry.value
+        if entry.entity == "storage-pool" and entry.key in LOCAL_POOL_KEYS and entry.value
     }
     for pool in sorted(pools):
         given.setdefault((pool, "source"), f"{newcomer.storage_root}/{pool}")
@@ -226,7 +212,7 @@ def _member_rows(newcomer: Newcomer, pools: Iterable[str]) -> list[Statement]:
     rows += [
         _member_value("network", member, (name, entry.name, entry.key, entry.value))
         for entry in newcomer.member_config
-        if entry.entity == "network" and entry.key in MEMBER_NETWORK_KEYS and entry.value
+        if entry.entity == "network" and entry.key in LOCAL_NETWORK_KEYS and entry.value
     ]
     return rows
 

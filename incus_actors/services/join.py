@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from incus_actors.actors.leader import leader_ref
-from incus_actors.actors.leader_messages import Accepted, AcceptMember, RemoveMember
+from incus_actors.actors.leader_messages import AcceptMember, RemoveMember
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.consensus.bootstrap import replace_database
@@ -38,6 +38,7 @@ from incus_actors.model.cluster import AcceptAnswer, AcceptRequest, ClusterPut, 
 from incus_actors.security import certificates
 from incus_actors.security.tokens import TokenError, decode_join
 from incus_actors.services import addresses
+from incus_actors.services.acceptance import answer_to, ask_leader
 from incus_actors.services.cluster import ClusterHooks, check_member_name
 from incus_actors.services.join_journal import JoinJournal
 from incus_actors.services.join_standing import given_up, standing
@@ -354,7 +355,9 @@ class JoinService:
                 "The joining server version doesn't match "
                 f"(expected {self._facts.version} with schema {self._facts.schema})"
             )
-        accepted = await self._ask_leader(
+        accepted = await ask_leader(
+            self._actors,
+            self._consensus,
             AcceptMember(
                 name=request.name,
                 address=request.address,
@@ -369,19 +372,12 @@ class JoinService:
                 token_uuid=token_uuid,
                 now=rfc3339(self._wall_ns()),
                 member_config=tuple((e.entity, e.name, e.key, e.value) for e in request.member_config),
-            )
+            ),
+            deadline_s=ACCEPT_TIMEOUT_S - 5,
+            pause_s=0.1,
+            again=self._without_used_token,
         )
-        pair = certificates.load_pair(self._directory, certificates.CLUSTER)
-        if pair is None:
-            raise MemberError("This member has no cluster certificate")
-        return AcceptAnswer(
-            member_id=accepted.member_id,
-            cluster_id=accepted.cluster_id,
-            epoch=accepted.epoch,
-            configuration=accepted.configuration.decode(),
-            cluster_certificate=pair.certificate_pem,
-            cluster_certificate_key=pair.key_pem,
-        )
+        return answer_to(accepted, self._directory)
 
     @staticmethod
     def _check_request(request: AcceptRequest) -> None:
@@ -394,22 +390,6 @@ class JoinService:
             raise BadRequestError(f"Invalid transport address: {error}") from error
         if request.architecture <= 0 or not request.storage_root.startswith("/"):
             raise BadRequestError("Invalid request of a joining server")
-
-    async def _ask_leader(self, wish: AcceptMember) -> Accepted:
-        """Ask the leader; a change of leader meanwhile is no reason to fail."""
-        deadline = asyncio.get_running_loop().time() + ACCEPT_TIMEOUT_S - 5
-        while True:
-            try:
-                answer = await leader_ref(self._actors, self._consensus).ask(wish, deadline_s=ACCEPT_TIMEOUT_S - 5)
-            except UnavailableError:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
-                wish = await self._without_used_token(wish)
-            else:
-                if not isinstance(answer, Accepted):
-                    raise MemberError("The leader's answer is not understood")
-                return answer
 
     async def _without_used_token(self, wish: AcceptMember) -> AcceptMember:
         """If the first try was committed and only its answer got lost, the certificate is trusted by now."""

@@ -6,19 +6,17 @@ Called by rest/cluster_routes.py. Must never give an id to somebody who only kno
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from incus_actors.actors.leader import leader_ref
-from incus_actors.actors.leader_messages import Accepted, ReplaceMember
+from incus_actors.actors.leader_messages import ReplaceMember
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain.members import rfc3339
-from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, UnavailableError
+from incus_actors.errors import BadRequestError, ForbiddenError
 from incus_actors.identity import Identity
 from incus_actors.model.cluster import AcceptAnswer, ReplaceRequest
-from incus_actors.security import certificates
+from incus_actors.services.acceptance import answer_to, ask_leader
 from incus_actors.services.join import Applicant
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
@@ -55,22 +53,16 @@ class ReplaceService:
         if not applicant.trusted_name or applicant.trusted_name != request.name:
             raise ForbiddenError
         self._check_key(request)
-        accepted = await self._ask_leader(
+        accepted = await ask_leader(
+            self._actors,
+            self._consensus,
             ReplaceMember(
                 request.name, request.transport, request.schema, request.api_extensions, rfc3339(self._wall_ns())
-            )
+            ),
+            deadline_s=REPLACE_TIMEOUT_S - 5,
+            pause_s=0.2,
         )
-        pair = certificates.load_pair(self._directory, certificates.CLUSTER)
-        if pair is None:
-            raise MemberError("This member has no cluster certificate")
-        return AcceptAnswer(
-            member_id=accepted.member_id,
-            cluster_id=accepted.cluster_id,
-            epoch=accepted.epoch,
-            configuration=accepted.configuration.decode(),
-            cluster_certificate=pair.certificate_pem,
-            cluster_certificate_key=pair.key_pem,
-        )
+        return answer_to(accepted, self._directory)
 
     def _check_key(self, request: ReplaceRequest) -> None:
         """The transport key must be the one that the member had, as long as its old id is known to the log."""
@@ -84,17 +76,3 @@ class ReplaceService:
             raise ForbiddenError(
                 f"Member {request.name} has another transport key; remove it with --force and join it anew"
             )
-
-    async def _ask_leader(self, wish: ReplaceMember) -> Accepted:
-        deadline = asyncio.get_running_loop().time() + REPLACE_TIMEOUT_S - 5
-        while True:
-            try:
-                answer = await leader_ref(self._actors, self._consensus).ask(wish, deadline_s=REPLACE_TIMEOUT_S - 5)
-            except UnavailableError:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.2)
-            else:
-                if not isinstance(answer, Accepted):
-                    raise MemberError("The leader's answer is not understood")
-                return answer

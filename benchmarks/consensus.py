@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ async def member(directory: Path, port: int) -> None:
                 answer = await measure(runtime, command["what"], command["clients"], command["seconds"])
             case "status":
                 answer = runtime.status().latency_ms
+            case "log":
+                status = runtime.status()
+                files = {p.name: p.stat().st_size for p in (directory / "database").glob("log.db*")}
+                answer = {"first": status.first, "last": status.last, "bytes": sum(files.values())}
         print(json.dumps(answer), flush=True)
     await runtime.stop(handover=False)
 
@@ -143,30 +148,67 @@ class Process:
         self.process.wait(timeout=30)
 
 
-def run(seconds: float) -> list[dict[str, Any]]:
-    """Return the rows of the table."""
+@contextmanager
+def processes() -> Iterator[list[Process]]:
+    """Give three members that are no cluster yet; the first is a cluster of its own."""
     base = 21000 + secrets.randbelow(2000) * 4
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as root:  # not a tmpfs: syncs must be real
         members = [Process(Path(root), number, base + 4 * number) for number in (1, 2, 3)]
         try:
-            addresses = [process.ask("address") for process in members]
-            first = members[0]
-            first.ask("create")
-            rows += measured(first, "one member", seconds)
-            known: tuple[Member, ...] = (Member(1, addresses[0]),)
-            for number in (2, 3):
-                known = (*known, Member(number, addresses[number - 1], Role.STANDBY))
-                text = encode_configuration(Configuration(known)).decode()
-                first.ask("members", configuration=text)
-                members[number - 1].ask("join", member=number, configuration=text)
-            voters = tuple(Member(number, addresses[number - 1]) for number in (1, 2, 3))
-            first.ask("members", configuration=encode_configuration(Configuration(voters)).decode())
-            rows += measured(first, "leader of three", seconds)
-            rows += measured(members[1], "follower of three", seconds)
+            members[0].ask("create")
+            yield members
         finally:
             for process in members:
                 process.close()
+
+
+def make_cluster(members: list[Process]) -> None:
+    """Have the second and third join the first, and make all of them voters."""
+    addresses = [process.ask("address") for process in members]
+    first = members[0]
+    known: tuple[Member, ...] = (Member(1, addresses[0]),)
+    for number in (2, 3):
+        known = (*known, Member(number, addresses[number - 1], Role.STANDBY))
+        text = encode_configuration(Configuration(known)).decode()
+        first.ask("members", configuration=text)
+        members[number - 1].ask("join", member=number, configuration=text)
+    voters = tuple(Member(number, addresses[number - 1]) for number in (1, 2, 3))
+    first.ask("members", configuration=encode_configuration(Configuration(voters)).decode())
+
+
+def run(seconds: float) -> list[dict[str, Any]]:
+    """Return the rows of the table."""
+    rows: list[dict[str, Any]] = []
+    with processes() as members:
+        rows += measured(members[0], "one member", seconds)
+        make_cluster(members)
+        rows += measured(members[0], "leader of three", seconds)
+        rows += measured(members[1], "follower of three", seconds)
+    return rows
+
+
+def long(writes: int) -> list[dict[str, Any]]:
+    """Write so many times and tell how large the logs get meanwhile."""
+    rows: list[dict[str, Any]] = []
+    with processes() as members:
+        make_cluster(members)
+        begin, last = time.perf_counter(), 0
+        while last < writes:
+            members[0].ask("measure", what="write", clients=256, seconds=10)
+            logs = [process.ask("log") for process in members]
+            last = logs[0]["last"]
+            row = {
+                "writes": last,
+                "seconds": round(time.perf_counter() - begin),
+                "entries_kept": [log["last"] - log["first"] + 1 for log in logs],
+                "log_mib": [round(log["bytes"] / 2**20, 1) for log in logs],
+            }
+            rows.append(row)
+            print(
+                "{writes:8} writes after {seconds:4} s: {entries_kept} entries kept, logs of {log_mib} MiB".format(
+                    **row
+                )
+            )
     return rows
 
 
@@ -213,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--others", action="store_true", help="etcd and PySyncObj too")
+    parser.add_argument("--long", type=int, metavar="N", help="only: N writes, and how large the logs get")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -220,7 +263,7 @@ def main() -> None:
     if arguments.member is not None:
         asyncio.run(member(arguments.member, arguments.port))
         return
-    rows = run(arguments.seconds)
+    rows = long(arguments.long) if arguments.long else run(arguments.seconds)
     if arguments.others:
         rows += others(arguments.seconds)
     if arguments.json is not None:

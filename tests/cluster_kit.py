@@ -29,9 +29,9 @@ from incus_actors.errors import ApiError
 from incus_actors.identity import Identity
 from incus_actors.model.cluster import AcceptRequest, ClusterCertificatePut, ClusterPut, WithdrawRequest
 from incus_actors.security import certificates, tokens
+from incus_actors.services.acceptance import ACCEPT_PATH, WITHDRAW_PATH, Applicant, ServerFacts
 from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
-from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH, Applicant, ServerFacts
 from incus_actors.services.join_journal import recover
 from incus_actors.services.join_standing import STANDING_PATH
 from incus_actors.services.leave import RESET_PATH
@@ -174,11 +174,11 @@ class LocalPeers:
         if path in (ACCEPT_PATH, WITHDRAW_PATH):
             await other.consensus.read_barrier()
         if path == ACCEPT_PATH:
-            return await other.cases.join.accept(msgspec.convert(body, AcceptRequest), applicant)
+            return await other.cases.acceptance.accept(msgspec.convert(body, AcceptRequest), applicant)
         if path == WITHDRAW_PATH:
-            return await other.cases.join.withdraw(msgspec.convert(body, WithdrawRequest), applicant)
+            return await other.cases.acceptance.withdraw(msgspec.convert(body, WithdrawRequest), applicant)
         if path == STANDING_PATH:
-            return await other.cases.join.standing(body["member_id"], applicant)
+            return await other.cases.acceptance.standing(body["member_id"], applicant)
         if path == KEEP_PATH:
             return other.cases.certificate.keep(msgspec.convert(body, ClusterCertificatePut))
         if path == FETCH_PATH:

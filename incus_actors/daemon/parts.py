@@ -51,8 +51,8 @@ from incus_actors.security import certificates
 from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.security.tls import client_context
 from incus_actors.services import instance_use_cases, volume_use_cases
+from incus_actors.services.acceptance import ServerFacts
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
-from incus_actors.services.join import ServerFacts
 from incus_actors.services.members import offline_threshold_s, why_offline
 from incus_actors.services.metrics import MetricsService
 from incus_actors.services.network_changes import NetworkChanges

@@ -38,8 +38,8 @@ from incus_actors.rest.http import (
     sync,
     url_of,
 )
+from incus_actors.services.acceptance import Applicant
 from incus_actors.services.cluster_certificate import FETCH_PATH, KEEP_PATH
-from incus_actors.services.join import Applicant
 from incus_actors.services.replace import REPLACE_PATH
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def _applicant(request: web.Request) -> Applicant:
 async def accept(request: web.Request) -> web.StreamResponse:
     """POST /internal/cluster/accept: a server wants to become a member, by token or by its trusted certificate."""
     applicant = _applicant(request)
-    answer = await _cluster(request).join.accept(await read_json(request, AcceptRequest), applicant)
+    answer = await _cluster(request).acceptance.accept(await read_json(request, AcceptRequest), applicant)
     return sync(answer)
 
 
@@ -359,7 +359,7 @@ async def replace(request: web.Request) -> web.StreamResponse:
 async def withdraw(request: web.Request) -> web.StreamResponse:
     """POST /internal/cluster/withdraw: an accepted server could not go on."""
     applicant = _applicant(request)
-    await _cluster(request).join.withdraw(await read_json(request, WithdrawRequest), applicant)
+    await _cluster(request).acceptance.withdraw(await read_json(request, WithdrawRequest), applicant)
     return sync()
 
 
@@ -367,7 +367,7 @@ async def standing(request: web.Request) -> web.StreamResponse:
     """POST /internal/cluster/standing: a server whose join was not confirmed asks whether to go on waiting."""
     applicant = _applicant(request)
     asked = await read_json(request, WithdrawRequest)
-    return sync(await _cluster(request).join.standing(asked.member_id, applicant))
+    return sync(await _cluster(request).acceptance.standing(asked.member_id, applicant))
 
 
 async def keep_certificate(request: web.Request) -> web.StreamResponse:

@@ -16,11 +16,12 @@ from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.identity import Identity
 from incus_actors.security.cluster_files import ClusterFiles
+from incus_actors.services.acceptance import AcceptService, ServerFacts
 from incus_actors.services.cluster import ClusterHooks, ClusterService
 from incus_actors.services.cluster_address import AddressHooks, ClusterAddressService
 from incus_actors.services.cluster_certificate import ClusterCertificateService
 from incus_actors.services.cluster_groups import GroupsService
-from incus_actors.services.join import JoinService, ServerFacts
+from incus_actors.services.join import JoinService
 from incus_actors.services.join_tokens import JoinTokens, TokenOperations
 from incus_actors.services.leave import LeaveHooks, LeaveService
 from incus_actors.services.members import MembersService
@@ -39,6 +40,7 @@ class ClusterUseCases:
 
     bootstrap: ClusterService
     join: JoinService
+    acceptance: AcceptService
     leave: LeaveService
     members: MembersService
     groups: GroupsService
@@ -97,10 +99,17 @@ def build_cluster_use_cases(
             database=database,
             hooks=hooks,
             peers=peers,
+            facts=facts,
+            config=config,
+        ),
+        acceptance=AcceptService(
+            directory=directory,
+            identity=identity,
+            consensus=consensus,
+            database=database,
             tokens=tokens,
             actors=actors,
             facts=facts,
-            config=config,
             wall_ns=wall_ns,
         ),
         leave=LeaveService(

@@ -1,4 +1,4 @@
-"""Joining a cluster, both sides: the server that wants to become a member, and the member that lets it in.
+"""Joining a cluster: the side of the server that wants to become a member (the other one: acceptance.py).
 
 Owns the order of steps and their undoing; rest/cluster_routes.py calls it. The cluster's side is one transaction
 (member, certificate, used token) that the leader makes; ours is one exchange of the database, kept in a journal. Must
@@ -13,75 +13,45 @@ import logging
 import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from incus_actors.actors.leader import leader_ref
-from incus_actors.actors.leader_messages import AcceptMember, RemoveMember
-from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.consensus.bootstrap import replace_database
 from incus_actors.consensus.configuration import decode_configuration
 from incus_actors.domain import transactions_cluster as cluster_tx
-from incus_actors.domain.members import MemberState, rfc3339
+from incus_actors.domain.members import MemberState
 from incus_actors.errors import (
     BadRequestError,
-    ForbiddenError,
     MemberError,
     UnavailableError,
 )
 from incus_actors.identity import Identity
-from incus_actors.model.cluster import AcceptAnswer, AcceptRequest, ClusterPut, StandingAnswer, WithdrawRequest
+from incus_actors.model.cluster import AcceptAnswer, AcceptRequest, ClusterPut, WithdrawRequest
 from incus_actors.security import certificates
 from incus_actors.security.tokens import TokenError, decode_join
 from incus_actors.services import addresses
-from incus_actors.services.acceptance import answer_to, ask_leader
+from incus_actors.services.acceptance import ACCEPT_PATH, ACCEPT_TIMEOUT_S, WITHDRAW_PATH, ServerFacts
 from incus_actors.services.cluster import ClusterHooks, check_member_name
 from incus_actors.services.join_journal import JoinJournal
-from incus_actors.services.join_standing import given_up, standing
-from incus_actors.services.join_tokens import JoinTokens
+from incus_actors.services.join_standing import given_up
 from incus_actors.services.peer_client import PeerClient, PeerRefusedError
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
-from incus_actors.transport.address import AddressError, parse_address
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ACCEPT_PATH = "/internal/cluster/accept"
-WITHDRAW_PATH = "/internal/cluster/withdraw"
-ACCEPT_TIMEOUT_S = 30.0
 CATCH_UP_S = 60.0
 ASK_EVERY_S = 2.0  #: while a confirmation gets no answer through the log, members are asked whether to go on waiting
 GIVEN_UP = "The cluster has given up on this server's join meanwhile; try again with a new token"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """What a joining server says of itself."""
-
-    version: str
-    schema: int
-    api_extensions: int
-    architecture: int
-    storage_root: str
-
-
-@dataclass(frozen=True, slots=True)
-class Applicant:
-    """Who asks to be accepted, as the TLS handshake proved it."""
-
-    fingerprint: str
-    certificate_pem: str
-    trusted_name: str | None  #: name of its server certificate in the trust store
-
-
 class JoinService:
-    """Joins this server to a cluster, and lets others into ours."""
+    """Joins this server to a cluster."""
 
     def __init__(
         self,
@@ -92,11 +62,8 @@ class JoinService:
         database: Reader,
         hooks: ClusterHooks,
         peers: PeerClient,
-        tokens: JoinTokens,
-        actors: ActorSystem,
         facts: ServerFacts,
         config: Callable[[str], str],
-        wall_ns: Callable[[], int],
     ) -> None:
         self._directory = directory
         self._identity = identity
@@ -104,15 +71,10 @@ class JoinService:
         self._database = database
         self._hooks = hooks
         self._peers = peers
-        self._tokens = tokens
-        self._actors = actors
         self._facts = facts
         self._config = config
-        self._wall_ns = wall_ns
         self._journal = JoinJournal(directory)
         self._joining = False
-
-    # -- the joining server ---------------------------------------------------------------------------------------
 
     def check_join(self, put: ClusterPut) -> None:
         """Raise BadRequestError for what can be refused before anything is tried."""
@@ -337,83 +299,6 @@ class JoinService:
             return
         await self._hooks.own_pools_ready()
         await self._finish()
-
-    # -- the member that is asked ---------------------------------------------------------------------------------
-
-    async def accept(self, request: AcceptRequest, applicant: Applicant) -> AcceptAnswer:
-        """Let a server in as a pending member. Raises ForbiddenError (token, trust), BadRequestError, MemberError."""
-        if not self._identity.clustered:
-            raise BadRequestError("This server is not clustered")
-        self._check_request(request)
-        token_uuid = ""
-        if request.token:
-            token_uuid = self._tokens.check(request.token, request.name).uuid
-        elif applicant.trusted_name != request.name:
-            raise ForbiddenError
-        if self._facts.schema != request.schema:
-            raise MemberError(
-                "The joining server version doesn't match "
-                f"(expected {self._facts.version} with schema {self._facts.schema})"
-            )
-        accepted = await ask_leader(
-            self._actors,
-            self._consensus,
-            AcceptMember(
-                name=request.name,
-                address=request.address,
-                core_address=request.core_address,
-                transport=request.transport,
-                fingerprint=applicant.fingerprint,
-                certificate=applicant.certificate_pem,
-                architecture=request.architecture,
-                schema=request.schema,
-                api_extensions=request.api_extensions,
-                storage_root=request.storage_root,
-                token_uuid=token_uuid,
-                now=rfc3339(self._wall_ns()),
-                member_config=tuple((e.entity, e.name, e.key, e.value) for e in request.member_config),
-            ),
-            deadline_s=ACCEPT_TIMEOUT_S - 5,
-            pause_s=0.1,
-            again=self._without_used_token,
-        )
-        return answer_to(accepted, self._directory)
-
-    @staticmethod
-    def _check_request(request: AcceptRequest) -> None:
-        check_member_name(request.name)
-        if addresses.is_wildcard(request.address):
-            raise BadRequestError(f"Cannot use a wildcard address for a member: {request.address}")
-        try:
-            parse_address(request.transport)
-        except AddressError as error:
-            raise BadRequestError(f"Invalid transport address: {error}") from error
-        if request.architecture <= 0 or not request.storage_root.startswith("/"):
-            raise BadRequestError("Invalid request of a joining server")
-
-    async def _without_used_token(self, wish: AcceptMember) -> AcceptMember:
-        """If the first try was committed and only its answer got lost, the certificate is trusted by now."""
-        await self._consensus.read_barrier()
-        trusted = self._database.scalar(
-            "SELECT COUNT(*) FROM certificates WHERE fingerprint = ? AND type = 2 AND name = ?",
-            (wish.fingerprint, wish.name),
-        )
-        return msgspec.structs.replace(wish, token_uuid="") if trusted else wish
-
-    async def standing(self, member_id: int, applicant: Applicant) -> StandingAnswer:
-        """Tell a server whether it is still joining. Raises UnavailableError."""
-        return await standing(self._consensus, self._database, member_id, applicant.fingerprint)
-
-    async def withdraw(self, request: WithdrawRequest, applicant: Applicant) -> None:
-        """Undo an acceptance at the wish of the server that was accepted. Raises ForbiddenError, ApiError."""
-        pending = {member_id: name for member_id, name, _ in queries.pending_members(self._database)}
-        name = pending.get(request.member_id)
-        if name is None:
-            return
-        if applicant.trusted_name != name:
-            raise ForbiddenError
-        wish = RemoveMember(request.member_id, name, only_pending=True)
-        await leader_ref(self._actors, self._consensus).ask(wish, deadline_s=10)
 
 
 async def _carefully(step: Callable[[], Awaitable[None]]) -> None:

@@ -16,8 +16,7 @@ from incus_actors.domain.members import rfc3339
 from incus_actors.errors import BadRequestError, ForbiddenError
 from incus_actors.identity import Identity
 from incus_actors.model.cluster import AcceptAnswer, ReplaceRequest
-from incus_actors.services.acceptance import answer_to, ask_leader
-from incus_actors.services.join import Applicant
+from incus_actors.services.acceptance import Applicant, answer_to, ask_leader
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
 from incus_actors.transport.address import AddressError, parse_address

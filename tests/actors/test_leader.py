@@ -10,7 +10,7 @@ from incus_actors.actors.leader_messages import Nudge, RemoveMember
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.security import certificates
-from incus_actors.services.join import ACCEPT_PATH
+from incus_actors.services.acceptance import ACCEPT_PATH
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from incus_actors.model.cluster import ClusterPut, MemberConfigKey
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
 from incus_actors.services import join_journal
-from incus_actors.services.join import ACCEPT_PATH, WITHDRAW_PATH, Applicant
+from incus_actors.services.acceptance import ACCEPT_PATH, WITHDRAW_PATH, Applicant
 
 NO_MATCH = (
     "Failed to setup cluster trust: Failed to add server cert to cluster: No matching cluster join operation found"
@@ -369,10 +369,10 @@ async def test_who_waits_hears_that_it_is_still_joining_and_strangers_hear_nothi
     await kill_at(second, first, "confirming", monkeypatch)
     own = second.cases.bootstrap.server_certificate()
     applicant = Applicant(own.fingerprint, own.certificate_pem, None)
-    assert (await first.cases.join.standing(2, applicant)).known
-    assert not (await first.cases.join.standing(1, applicant)).known
+    assert (await first.cases.acceptance.standing(2, applicant)).known
+    assert not (await first.cases.acceptance.standing(1, applicant)).known
     stranger = Applicant("0" * 64, own.certificate_pem, None)
-    assert not (await first.cases.join.standing(2, stranger)).known
+    assert not (await first.cases.acceptance.standing(2, stranger)).known
 
 
 async def _nothing(_step: object) -> None:

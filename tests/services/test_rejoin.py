@@ -18,7 +18,7 @@ from incus_actors.errors import ApiError, BadRequestError, ForbiddenError, Unava
 from incus_actors.model.cluster import ReplaceRequest
 from incus_actors.security import certificates
 from incus_actors.services import join_journal, rejoin
-from incus_actors.services.join import Applicant
+from incus_actors.services.acceptance import Applicant
 from incus_actors.services.peer_client import PeerUnreachableError
 
 VERSIONS = rejoin.Versions("0.1", 3, 10)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hmac
 import logging
-import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -246,75 +244,6 @@ async def pump_ws_to_stream(socket: OperationSocket, writer: asyncio.StreamWrite
             with contextlib.suppress(ConnectionError, OSError):
                 writer.close()
     return ended
-
-
-async def _wait_fd(fd: int, *, writable: bool) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    (loop.add_writer if writable else loop.add_reader)(fd, wake)
-    try:
-        await ready
-    finally:
-        (loop.remove_writer if writable else loop.remove_reader)(fd)
-
-
-async def read_fd(fd: int) -> bytes:
-    """Return up to 64 KiB from a pipe or pty without blocking the loop; b"" at its end (a pty's end is EIO)."""
-    while True:
-        try:
-            return os.read(fd, CHUNK_BYTES)
-        except BlockingIOError:
-            await _wait_fd(fd, writable=False)
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return b""
-            raise
-
-
-async def write_fd(fd: int, data: bytes) -> None:
-    """Write all of `data` to a pipe or pty without blocking the loop. Raises BrokenPipeError, OSError."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            await _wait_fd(fd, writable=True)
-
-
-async def pump_fd_to_ws(fd: int, socket: OperationSocket) -> int:
-    """As pump_stream_to_ws for a pipe or pty master; the descriptor stays open."""
-    os.set_blocking(fd, False)
-    total = 0
-    gone = False
-    while data := await read_fd(fd):
-        total += len(data)
-        if not gone:
-            try:
-                await socket.send(data)
-            except ConnectionError:
-                gone = True
-    await socket.finish()
-    return total
-
-
-async def pump_ws_to_fd(socket: OperationSocket, fd: int) -> bool:
-    """As pump_ws_to_stream for a pipe or pty master; the descriptor stays open."""
-    os.set_blocking(fd, False)
-    while (data := await socket.receive()) != "":
-        if data is None:
-            return False
-        try:
-            await write_fd(fd, data.encode() if isinstance(data, str) else data)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            return True
-    return True
 
 
 # -- control messages ---------------------------------------------------------------------------------------------

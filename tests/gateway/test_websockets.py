@@ -1,10 +1,10 @@
-"""Pumps between descriptors and sockets, control messages, and the set of sockets of an operation."""
+"""Pumps between streams and sockets, control messages, and the set of sockets of an operation."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pty
+from asyncio.subprocess import PIPE
 from collections import deque
 from typing import Any, cast
 
@@ -18,9 +18,7 @@ from incus_actors.gateway.websockets import (
     WindowResize,
     follow_control,
     parse_control,
-    pump_fd_to_ws,
     pump_stream_to_ws,
-    pump_ws_to_fd,
     pump_ws_to_stream,
 )
 
@@ -55,60 +53,47 @@ def socket(*incoming: bytes | str | None, **options: Any) -> Any:
 
 
 async def test_a_pipe_goes_out_whole_and_ends() -> None:
-    reading, writing = os.pipe()
     payload = os.urandom(1 << 20)
-    process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=writing)
-    os.close(writing)
+    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
     assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(payload)
     process.stdin.close()
     found = socket()
-    assert await pump_fd_to_ws(reading, found) == len(payload)
+    assert await pump_stream_to_ws(process.stdout, found) == len(payload)
     assert b"".join(found.sent) == payload
     assert found.finished
     await process.wait()
-    os.close(reading)
 
 
 async def test_a_client_that_leaves_does_not_block_the_process() -> None:
-    reading, writing = os.pipe()
-    process = await asyncio.create_subprocess_exec("head", "-c", "3000000", "/dev/zero", stdout=writing)
-    os.close(writing)
+    process = await asyncio.create_subprocess_exec("head", "-c", "3000000", "/dev/zero", stdout=PIPE)
+    assert process.stdout is not None
     found = socket(leaves_after=1)
-    assert await pump_fd_to_ws(reading, found) == 3_000_000
+    assert await pump_stream_to_ws(process.stdout, found) == 3_000_000
     assert await process.wait() == 0
     assert len(found.sent) == 1
-    os.close(reading)
 
 
 async def test_input_waits_for_a_slow_reader_and_stops_at_the_marker() -> None:
-    reading, writing = os.pipe()
     payload = os.urandom(300_000)
-
-    async def drain() -> bytes:
-        got = b""
-        while len(got) < len(payload):
-            await asyncio.sleep(0.001)
-            got += os.read(reading, 50_000)
-        return got
-
-    pumped, got = await asyncio.gather(pump_ws_to_fd(socket(payload, "", b"too late"), writing), drain())
+    process = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.1; exec cat", stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    pumped, got = await asyncio.gather(
+        pump_ws_to_stream(socket(payload, "", b"too late"), process.stdin), process.stdout.read()
+    )
     assert (pumped, got) == (True, payload)
-    assert await pump_ws_to_fd(socket(b"x"), writing) is False  # no marker: the client has gone
-    os.close(reading)
-    assert await pump_ws_to_fd(socket(b"nobody reads"), writing) is True
-    os.close(writing)
+    assert await process.wait() == 0
 
 
-async def test_the_end_of_a_terminal_is_the_end_of_the_stream() -> None:
-    master, slave = pty.openpty()
-    process = await asyncio.create_subprocess_exec("echo", "hello", stdin=slave, stdout=slave, start_new_session=True)
-    os.close(slave)
-    found = socket()
-    await pump_fd_to_ws(master, found)
-    assert b"".join(found.sent) == b"hello\r\n"
+async def test_input_tells_whether_it_was_the_client_who_left() -> None:
+    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert await pump_ws_to_stream(socket(b"x"), process.stdin, close=False) is False  # no marker
+    process.kill()
     await process.wait()
-    os.close(master)
+    assert await pump_ws_to_stream(socket(*[b"nobody reads"] * 3), process.stdin) is True
 
 
 async def test_streams_of_a_process_that_ends_before_its_input() -> None:

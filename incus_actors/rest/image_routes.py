@@ -32,7 +32,6 @@ from incus_actors.rest.filters import filter_objects
 from incus_actors.rest.http import (
     RouteSpec,
     accepted,
-    all_projects,
     check_etag,
     created,
     etag_of,
@@ -42,6 +41,7 @@ from incus_actors.rest.http import (
     sync,
     url_of,
 )
+from incus_actors.rest.listing import visible
 from incus_actors.services.images import ImageService, Upload, editable
 
 if TYPE_CHECKING:
@@ -92,14 +92,7 @@ def _fingerprint(request: web.Request) -> str:
 
 async def get_images(request: web.Request) -> web.StreamResponse:
     """URLs or images, filtered."""
-    who = caller(request)
-    if all_projects(request):
-        found = _service(request).list_images(None)
-        if who.projects is not None:
-            found = [image for image in found if image.project in who.projects]
-    else:
-        found = _service(request).list_images(project_of(request))
-    found = filter_objects(found, request.query.get("filter"))
+    found = visible(request, _service(request).list_images)
     return sync(found if recursion(request) else [url_of("images", image.fingerprint) for image in found])
 
 

@@ -14,7 +14,6 @@ from incus_actors.rest.http import (
     check_etag,
     created,
     etag_of,
-    filter_objects,
     flag,
     project_of,
     read_json,
@@ -22,6 +21,7 @@ from incus_actors.rest.http import (
     sync,
     url_of,
 )
+from incus_actors.rest.listing import visible
 from incus_actors.services.network_changes import editable
 
 _PATH = "/1.0/networks"
@@ -59,11 +59,7 @@ def _lifecycle(request: web.Request, action: str, name: str, **context: str) -> 
 
 async def get_networks(request: web.Request) -> web.StreamResponse:
     """GET /1.0/networks."""
-    project = None if flag(request, "all-projects") else project_of(request)  # ?project= with it is ignored
-    allowed = caller(request).projects if project is None else None
-    found = gateway(request).services.networks.list(project)
-    found = [network for network in found if allowed is None or network.project in allowed]
-    found = filter_objects(found, request.query.get("filter"))
+    found = visible(request, gateway(request).services.networks.list, exclusive=False)  # ?project= with it is ignored
     if recursion(request):
         return sync(found)
     return sync([url_of("networks", network.name, project=network.project) for network in found])

@@ -14,14 +14,13 @@ from incus_actors.rest.http import (
     check_etag,
     created,
     etag_of,
-    filter_objects,
-    flag,
     project_of,
     read_json,
     recursion,
     sync,
     url_of,
 )
+from incus_actors.rest.listing import visible
 from incus_actors.services.profiles import editable
 
 _PATH = "/1.0/profiles"
@@ -52,11 +51,7 @@ def _lifecycle(request: web.Request, action: str, name: str, **context: str) -> 
 
 async def get_profiles(request: web.Request) -> web.StreamResponse:
     """GET /1.0/profiles."""
-    project = None if flag(request, "all-projects") else project_of(request)  # ?project= with it is ignored
-    allowed = caller(request).projects if project is None else None
-    found = gateway(request).services.profiles.list(project)
-    found = [profile for profile in found if allowed is None or profile.project in allowed]
-    found = filter_objects(found, request.query.get("filter"))
+    found = visible(request, gateway(request).services.profiles.list, exclusive=False)  # ?project= with it is ignored
     if recursion(request):
         return sync(found)
     return sync([url_of("profiles", profile.name, project=profile.project) for profile in found])

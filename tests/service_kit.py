@@ -22,11 +22,8 @@ from incus_actors.gateway.operations import new_operation_id
 from incus_actors.identity import Identity
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
+from incus_actors.services import network_use_cases
 from incus_actors.services.join_tokens import TokenOperations
-from incus_actors.services.network_changes import NetworkChanges
-from incus_actors.services.network_leases import NetworkLeases
-from incus_actors.services.network_shares import NetworkShares
-from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper
 from incus_actors.services.profiles import ProfileService
 from incus_actors.services.projects import ProjectService
@@ -157,7 +154,15 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         instance_driver=driver,
         storage_drivers={"dir": DriverInfo("dir", "1")},
     )
-    networks = NetworkService(database=database, identity=identity)
+    networks, network_changes, network_leases = network_use_cases.build(
+        consensus=consensus,
+        database=database,
+        identity=identity,
+        actors=kit["actors"],
+        online=lambda member_id: member_id in kit["online"],
+        rng=random.Random(1),
+        members_s=0.5,
+    )
     return Services(
         config=config,
         profiles=ProfileService(consensus=consensus, database=database),
@@ -177,28 +182,8 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         warnings=WarningService(consensus=consensus, database=database, clock_ns=lambda: kit["clock_ns"][0]),
         server=server,
         networks=networks,
-        network_changes=NetworkChanges(
-            consensus=consensus,
-            database=database,
-            identity=identity,
-            networks=networks,
-            shares=NetworkShares(
-                consensus=consensus,
-                database=database,
-                identity=identity,
-                actors=kit["actors"],
-                online=lambda member_id: member_id in kit["online"],
-                members_s=0.5,
-            ),
-            rng=random.Random(1),
-        ),
-        network_leases=NetworkLeases(
-            database=database,
-            identity=identity,
-            actors=kit["actors"],
-            networks=networks,
-            online=lambda member_id: member_id in kit["online"],
-        ),
+        network_changes=network_changes,
+        network_leases=network_leases,
         cluster=cast(Any, SimpleNamespace()),
         members=cast(Any, SimpleNamespace()),
         sql=SqlService(consensus=consensus, database=database, path=lambda: consensus.database.path, identity=identity),

@@ -50,15 +50,11 @@ from incus_actors.rest.context import Gateway
 from incus_actors.security import certificates
 from incus_actors.security.cluster_files import ClusterFiles
 from incus_actors.security.tls import client_context
-from incus_actors.services import instance_use_cases, volume_use_cases
+from incus_actors.services import instance_use_cases, network_use_cases, volume_use_cases
 from incus_actors.services.acceptance import ServerFacts
 from incus_actors.services.cluster_use_cases import ClusterUseCases, build_cluster_use_cases
 from incus_actors.services.members import offline_threshold_s, why_offline
 from incus_actors.services.metrics import MetricsService
-from incus_actors.services.network_changes import NetworkChanges
-from incus_actors.services.network_leases import NetworkLeases
-from incus_actors.services.network_shares import NetworkShares
-from incus_actors.services.networks import NetworkService
 from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
 from incus_actors.services.profiles import ProfileService
 from incus_actors.services.projects import ProjectService
@@ -217,8 +213,14 @@ def _services(
     instances, images = instance_use_cases.build(
         host, core.actors, cluster.members, clustered=lambda: identity.clustered, rng=random.SystemRandom()
     )
-    online = cluster.members.online
-    networks = NetworkService(database=database, identity=identity)
+    networks, network_changes, network_leases = network_use_cases.build(
+        consensus=consensus,
+        database=database,
+        identity=identity,
+        actors=core.actors,
+        online=cluster.members.online,
+        rng=random.SystemRandom(),
+    )
     return Services(
         config=config,
         profiles=ProfileService(consensus=consensus, database=database),
@@ -239,19 +241,8 @@ def _services(
         warnings=WarningService(consensus=consensus, database=database),
         server=server,
         networks=networks,
-        network_changes=NetworkChanges(
-            consensus=consensus,
-            database=database,
-            identity=identity,
-            networks=networks,
-            shares=NetworkShares(
-                consensus=consensus, database=database, identity=identity, actors=core.actors, online=online
-            ),
-            rng=random.SystemRandom(),
-        ),
-        network_leases=NetworkLeases(
-            database=database, identity=identity, actors=core.actors, networks=networks, online=online
-        ),
+        network_changes=network_changes,
+        network_leases=network_leases,
         cluster=cluster,
         members=cluster.members,
         sql=SqlService(consensus=consensus, database=database, path=lambda: core.database.path, identity=identity),

@@ -5,6 +5,7 @@ Owns the SQL; used by services and actors. Images of a project without `features
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 
 from incus_actors.errors import BadRequestError
@@ -88,27 +89,31 @@ def _load(db: Reader, where: str, params: tuple[Value, ...]) -> list[ImageRecord
         ImageRecord(
             id=row["id"],
             project_id=row["project_id"],
-            image=Image(
-                auto_update=bool(row["auto_update"]),
-                properties=properties.get(row["id"], {}),
-                public=bool(row["public"]),
-                expires_at=row["expiry_date"] or ZERO_TIME,
-                profiles=profiles.get(row["id"], []),
-                aliases=aliases.get(row["id"], []),
-                architecture=name_of(row["architecture"]),
-                cached=bool(row["cached"]),
-                filename=row["filename"],
-                fingerprint=row["fingerprint"],
-                size=row["size"],
-                type=_TYPES.get(row["type"], "unknown"),
-                created_at=row["creation_date"] or ZERO_TIME,
-                last_used_at=row["last_use_date"] or ZERO_TIME,
-                uploaded_at=row["upload_date"],
-                project=row["project"],
-            ),
+            image=_image(row, properties.get(row["id"], {}), aliases.get(row["id"], []), profiles.get(row["id"], [])),
         )
         for row in rows
     ]
+
+
+def _image(row: sqlite3.Row, properties: dict[str, str], aliases: list[ImageAliasName], profiles: list[str]) -> Image:
+    return Image(
+        auto_update=bool(row["auto_update"]),
+        properties=properties,
+        public=bool(row["public"]),
+        expires_at=row["expiry_date"] or ZERO_TIME,
+        profiles=profiles,
+        aliases=aliases,
+        architecture=name_of(row["architecture"]),
+        cached=bool(row["cached"]),
+        filename=row["filename"],
+        fingerprint=row["fingerprint"],
+        size=row["size"],
+        type=_TYPES.get(row["type"], "unknown"),
+        created_at=row["creation_date"] or ZERO_TIME,
+        last_used_at=row["last_use_date"] or ZERO_TIME,
+        uploaded_at=row["upload_date"],
+        project=row["project"],
+    )
 
 
 # --- aliases ------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import msgspec
 
 from incus_actors.actors.actor import ChildSpec
 from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, OwnFacts
-from incus_actors.actors.leader import LeadershipActor, LeaderTools
+from incus_actors.actors.leader import LeaderTools
+from incus_actors.actors.leadership import LeadershipActor
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus import bootstrap
 from incus_actors.consensus.lane import LaneListener

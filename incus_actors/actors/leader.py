@@ -1,8 +1,8 @@
 """Work that only the leader does: accepting and removing members, roles, expiry, cleaning up.
 
-Owns LeadershipActor (always there, starts and stops its children with leadership) and LeaderActor (one term long;
-everything that it commits is fenced by that term, so a deposed leader's work is refused). Services reach it by
-`leader_ref`. Must never keep anything that the next leader would need: all of it is in the database.
+Owns LeaderActor (one term long, a child of leadership.py's; everything that it commits is fenced by that term, so a
+deposed leader's work is refused). Services reach it by `leader_ref`. Must never keep anything that the next leader would
+need: all of it is in the database.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from incus_actors.actors.actor import Actor, ChildSpec
+from incus_actors.actors.actor import Actor
 from incus_actors.actors.heartbeat import HeartbeatTable
 from incus_actors.actors.leader_messages import (
     Accepted,
@@ -27,10 +27,9 @@ from incus_actors.actors.leader_messages import (
     RemoveRaftNode,
     ReplaceMember,
 )
-from incus_actors.actors.placement import PlacementActor
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
-from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
+from incus_actors.consensus.api import Consensus, ConsensusStatus
 from incus_actors.consensus.configuration import encode_configuration
 from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan
 from incus_actors.consensus.types import Configuration, Member, RaftRole, Role
@@ -59,16 +58,9 @@ class Tick(msgspec.Struct, frozen=True):
     """A second has passed."""
 
 
-class RoleSeen(msgspec.Struct, frozen=True):
-    """The role of this member may have changed."""
-
-    leads: bool
-    term: int
-
-
 @dataclass(frozen=True)
 class LeaderTools:
-    """What the actors of this module work with."""
+    """What the leader's actors work with."""
 
     consensus: Consensus
     database: Reader
@@ -87,47 +79,6 @@ def leader_ref(system: ActorSystem, consensus: Consensus, *, child: str = WORK) 
     if not leader:
         raise UnavailableError("The cluster has no leader at the moment", remedy="Look at `incus cluster list`.")
     return system.ref(f"{PATH}/{child}", member=leader)
-
-
-class LeadershipActor(Actor):
-    """Starts a LeaderActor when this member begins to lead a term and stops it when it doesn't any more."""
-
-    def __init__(self, tools: LeaderTools) -> None:
-        self._tools = tools
-        self._term = 0
-        self._unsubscribe: Callable[[], None] | None = None
-
-    async def started(self) -> None:
-        """Follow the role."""
-        own = self.context.self_ref
-
-        def told(change: RoleChange) -> None:
-            own.tell(RoleSeen(change.role is RaftRole.LEADER, change.term))
-
-        self._unsubscribe = self._tools.consensus.subscribe_role(told)
-
-    async def stopped(self, reason: str) -> None:
-        """Follow it no more."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-
-    async def receive(self, message: object) -> object:
-        """Start or stop the work."""
-        if not isinstance(message, RoleSeen):
-            return self.unhandled(message)
-        term = message.term if message.leads else 0
-        if term != self._term:
-            self._term = term
-            tools = self._tools
-            for child in (WORK, PLACEMENT):
-                await self.context.stop_child(child)
-            if term:
-                log.info("leading term %d", term)
-                await self.context.spawn_child(ChildSpec(WORK, lambda: LeaderActor(tools, term), "permanent"))
-                await self.context.spawn_child(
-                    ChildSpec(PLACEMENT, lambda: PlacementActor(tools.database, tools.monotonic_s), "permanent")
-                )
-        return None
 
 
 class LeaderActor(Actor):

@@ -20,7 +20,8 @@ from incus_actors.actors.images import ImagesActor
 from incus_actors.actors.instance_states import InstanceStatesActor
 from incus_actors.actors.instances import InstancesSupervisor
 from incus_actors.actors.leader import PATH as LEADER_PATH
-from incus_actors.actors.leader import LeadershipActor, LeaderTools
+from incus_actors.actors.leader import LeaderTools
+from incus_actors.actors.leadership import LeadershipActor
 from incus_actors.actors.network import NetworkActor
 from incus_actors.actors.network_messages import NETWORKS_PATH, Converge
 from incus_actors.actors.offline_watch import PATH as OFFLINE_PATH

@@ -201,7 +201,7 @@ class Forwarder:
         async with self.session().request(
             request.method,
             url,
-            headers=_request_headers(request),
+            headers=_request_headers(request) if read is None else _headers_of_another_body(request),
             data=body,
             skip_auto_headers=_GIVEN_HEADERS,
             allow_redirects=False,
@@ -270,6 +270,13 @@ def _request_headers(request: web.Request) -> CIMultiDict[str]:
         (name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP
     )
     headers.update(forwarding_headers(caller_of(request)))
+    return headers
+
+
+def _headers_of_another_body(request: web.Request) -> CIMultiDict[str]:
+    """The body was read already and may have changed: the length that the client gave may not be its own."""
+    headers = _request_headers(request)
+    headers.popall(hdrs.CONTENT_LENGTH, None)
     return headers
 
 

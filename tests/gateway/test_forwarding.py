@@ -19,6 +19,7 @@ from gateway_kit import ScratchDatabase, TestMember, client_pair, extras, runnin
 from incus_actors.errors import ForbiddenError
 from incus_actors.gateway.upgrades import Hijacked, hijack, switching_protocols
 from incus_actors.gateway.websockets import accept_websocket
+from incus_actors.rest.context import caller, gateway
 from incus_actors.rest.http import RouteSpec, etag_of, sync
 
 
@@ -78,6 +79,14 @@ async def slow(request: web.Request) -> web.StreamResponse:
     return sync()
 
 
+async def changed(request: web.Request) -> web.StreamResponse:
+    """Reads the body and passes another one on."""
+    if caller(request).forwarded:
+        return await digest(request)
+    body = await request.read()
+    return await gateway(request).forwarder.forward(request, 2, body=b" " * int(request.query["more"]) + body[::-1])
+
+
 def instance(method: str, path: str, handler: Any) -> RouteSpec:
     return RouteSpec(method, f"/1.0/instances/{{name}}{path}", handler, forward="instance", project_scoped=True)
 
@@ -86,6 +95,7 @@ ROUTES = [
     RouteSpec("GET", "/1.0", whoami, access="untrusted", forward="target"),
     instance("GET", "", whoami),
     instance("PUT", "", digest),
+    RouteSpec("POST", "/1.0/changed", changed),
     instance("GET", "/blob", blob),
     instance("GET", "/echo", echo),
     instance("GET", "/sftp", raw),
@@ -170,6 +180,32 @@ async def test_bodies_stream_up_with_and_without_a_length(members: tuple[TestMem
             assert response.headers["Etag"] == '"ab"'
             assert (await response.json())["metadata"] == expected
     assert etag_of(1)
+
+
+@pytest.mark.parametrize("more", [0, 1, 5000])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_was_read_and_changed_has_its_own_length(
+    members: tuple[TestMember, TestMember], more: int, chunked: bool
+) -> None:
+    one, _ = members
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"abc"
+        yield b"def"
+
+    expected = b" " * more + b"fedcba"
+    _, found = await ask(
+        one.unix_session(),
+        "POST",
+        f"/1.0/changed?more={more}",
+        data=chunks() if chunked else b"abcdef",
+        headers={"Content-Type": "application/json"},
+    )
+    assert found == {
+        "bytes": len(expected),
+        "sha256": hashlib.sha256(expected).hexdigest(),
+        "type": "application/json",
+    }
 
 
 async def test_answers_stream_down(members: tuple[TestMember, TestMember]) -> None:

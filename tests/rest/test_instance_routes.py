@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
+from gateway_kit import ScratchDatabase, running_member, shared_cluster_pair
 from instance_kit import machines, served
+
+from incus_actors.rest import instance_routes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images with owners: run as root")
 
@@ -96,6 +101,60 @@ async def test_read_modify_write_with_etags(api, machine):
     _, shown = await api("GET", "/1.0/instances/c1?recursion=1")
     assert (shown["config"]["user.x"], shown["config"]["user.y"]) == ("1", "2")
     assert shown["state"]["status"] == "Stopped"
+
+
+class CreatorOf:
+    """services.instance_create as far as a create asks it before it begins."""
+
+    def __init__(self) -> None:
+        self.created: list[str] = []
+
+    def free_name(self, _project: str) -> str:
+        return "made-up-name-that-is-longer"
+
+    def image_architecture(self, _project, _post):
+        return "x86_64"
+
+    def check(self, _project, _post) -> None:
+        pass
+
+    async def create(self, _project, post, _progress, _who) -> None:
+        self.created.append(post.name)
+
+
+async def test_an_instance_without_a_name_gets_one_on_whatever_member_it_is_made(tmp_path):
+    shared, pair = ScratchDatabase(), shared_cluster_pair(tmp_path / "cluster")
+    creators = {1: CreatorOf(), 2: CreatorOf()}
+
+    async def place(target, _name, **_more):
+        return [2]
+
+    async with contextlib.AsyncExitStack() as stack:
+        members = []
+        for number, creator in creators.items():
+            member = await stack.enter_async_context(
+                running_member(
+                    tmp_path / f"m{number}",
+                    instance_routes.routes(),
+                    member_id=number,
+                    name=f"m{number}",
+                    database=shared,
+                    cluster_pair=pair,
+                )
+            )
+            member.gateway.services = SimpleNamespace(
+                instances=SimpleNamespace(creator=creator, placer=SimpleNamespace(place=place))
+            )
+            members.append(member)
+        for member in members:
+            member.gateway.access.refresh()
+        session = await stack.enter_async_context(members[0].unix_session())
+        for path in ("/1.0/instances", "/1.0/instances?target=m2"):
+            async with session.post(path, json={"source": SOURCE, "start": True}) as response:
+                answer = await response.json()
+            assert response.status == 202, answer
+            assert answer["metadata"]["resources"] == {"instances": ["/1.0/instances/made-up-name-that-is-longer"]}
+    assert (creators[1].created, creators[2].created) == ([], ["made-up-name-that-is-longer"] * 2)
 
 
 async def test_all_at_once(api, machine):

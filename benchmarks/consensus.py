@@ -73,47 +73,80 @@ def summary(took_ms: list[float], seconds: float) -> dict[str, Any]:
     return {"per_second": round(len(took_ms) / seconds), **percentiles(took_ms)}
 
 
+class Commands:
+    """What a member process does when it is told to: each method is a command."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        keys = load_or_create_curve_keys(directory)
+        self._database = directory / "database"
+        self._address = format_address(PeerAddress("127.0.0.1", port, port + 1, keys.public_hex))
+        self._runtime = ConsensusRuntime(self._database, lambda: ControlLane(keys, "127.0.0.1", port))
+
+    async def address(self) -> str:
+        """Return where the member can be reached."""
+        return self._address
+
+    async def create(self) -> None:
+        """Be a cluster of one."""
+        create_standalone(self._database, address=self._address, cluster_id=bytes(16))
+        await self.start()
+        await self._runtime.propose(Transaction((Statement(TABLE),), schema=True))
+
+    async def join(self, member: int, configuration: str) -> None:
+        """Be a member of a cluster that has accepted this one."""
+        known = decode_configuration(configuration.encode())
+        create_joiner(self._database, cluster_id=bytes(16), epoch=1, member_id=member, configuration=known)
+        await self.start()
+
+    async def start(self) -> None:
+        """Take part."""
+        await self._runtime.start()
+
+    async def stop(self) -> None:
+        """Take part no more."""
+        await self._runtime.stop(handover=False)
+
+    async def members(self, configuration: str) -> None:
+        """Change the configuration."""
+        await self._runtime.change_configuration(decode_configuration(configuration.encode()).old)
+
+    async def measure(self, what: str, clients: int, seconds: float) -> dict[str, Any]:
+        """Run a closed loop."""
+        return await measure(self._runtime, what, clients, seconds)
+
+    async def fill(self, first: int, keys: int, size: int) -> None:
+        """Write so many keys, of so many bytes each, 64 at a time."""
+        for begin in range(first, first + keys, 64):
+            batch = range(begin, min(begin + 64, first + keys))
+            await asyncio.gather(
+                *(
+                    self._runtime.propose(Transaction((Statement(PUT, (key, bytes([key % 251]) * size)),)))
+                    for key in batch
+                )
+            )
+
+    async def status(self) -> dict[str, Any]:
+        """Return indexes and sizes."""
+        status = self._runtime.status()
+        sizes = {p.name: p.stat().st_size for p in self._database.glob("*.db*")}
+        return {
+            "first": status.first,
+            "last": status.last,
+            "applied": status.applied,
+            "log_bytes": sum(size for name, size in sizes.items() if name.startswith("log.")),
+            "state_bytes": sum(size for name, size in sizes.items() if name.startswith("state")),
+        }
+
+
 async def member(directory: Path, port: int) -> None:
     """A member that does what it reads from its standard input, one JSON command a line."""
-    keys = load_or_create_curve_keys(directory)
-    address = format_address(PeerAddress("127.0.0.1", port, port + 1, keys.public_hex))
-    runtime = ConsensusRuntime(directory / "database", lambda: ControlLane(keys, "127.0.0.1", port))
+    commands = Commands(directory, port)
     loop = asyncio.get_running_loop()
-    while True:
-        line = await loop.run_in_executor(None, sys.stdin.readline)
-        if not line:
-            break
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
-        answer: Any = None
-        match command["do"]:
-            case "address":
-                answer = address
-            case "create":
-                create_standalone(directory / "database", address=address, cluster_id=bytes(16))
-                await runtime.start()
-                await runtime.propose(Transaction((Statement(TABLE),), schema=True))
-            case "join":
-                configuration = decode_configuration(command["configuration"].encode())
-                create_joiner(
-                    directory / "database",
-                    cluster_id=bytes(16),
-                    epoch=1,
-                    member_id=command["member"],
-                    configuration=configuration,
-                )
-                await runtime.start()
-            case "members":
-                await runtime.change_configuration(decode_configuration(command["configuration"].encode()).old)
-            case "measure":
-                answer = await measure(runtime, command["what"], command["clients"], command["seconds"])
-            case "status":
-                answer = runtime.status().latency_ms
-            case "log":
-                status = runtime.status()
-                files = {p.name: p.stat().st_size for p in (directory / "database").glob("log.db*")}
-                answer = {"first": status.first, "last": status.last, "bytes": sum(files.values())}
+        answer = await getattr(commands, command.pop("do"))(**command)
         print(json.dumps(answer), flush=True)
-    await runtime.stop(handover=False)
+    await commands.stop()
 
 
 class Process:
@@ -195,13 +228,13 @@ def long(writes: int) -> list[dict[str, Any]]:
         begin, last = time.perf_counter(), 0
         while last < writes:
             members[0].ask("measure", what="write", clients=256, seconds=10)
-            logs = [process.ask("log") for process in members]
+            logs = [process.ask("status") for process in members]
             last = logs[0]["last"]
             row = {
                 "writes": last,
                 "seconds": round(time.perf_counter() - begin),
                 "entries_kept": [log["last"] - log["first"] + 1 for log in logs],
-                "log_mib": [round(log["bytes"] / 2**20, 1) for log in logs],
+                "log_mib": [round(log["log_bytes"] / 2**20, 1) for log in logs],
             }
             rows.append(row)
             print(

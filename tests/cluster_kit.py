@@ -109,6 +109,9 @@ class WireLane:
     def drain(self) -> None:
         """Nothing waits in sockets."""
 
+    def refusing(self) -> frozenset[int]:
+        return frozenset()
+
     def links(self) -> frozenset[int]:
         with self.wires.lock:
             return frozenset(self.up)

@@ -98,6 +98,7 @@ class SwitchedConsensus:
 
     member_id: int = 1
     quorum: bool = True
+    refused_by: tuple[int, ...] = ()
     barriers: int = 0
     extras: dict[str, Any] = field(default_factory=dict)  #: what the handlers of a test keep
     configuration: Configuration = field(
@@ -118,6 +119,7 @@ class SwitchedConsensus:
             applied=7,
             configuration=self.configuration,
             peers=(),
+            refused_by=self.refused_by,
             halted="",
             disk_full=False,
         )

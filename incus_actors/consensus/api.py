@@ -47,6 +47,7 @@ class ConsensusStatus:
     queue_depths: dict[str, int] = field(default_factory=dict)
     latency_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     loop_late_ms: float = 0.0
+    refused_by: tuple[MemberId, ...] = ()  #: members to which our key is unknown
     disk_full: bool = False  #: log or state of this member wait for disk space
     halted: str = ""  #: why this member decides nothing although its daemon runs, and what to do
 

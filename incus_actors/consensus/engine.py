@@ -224,5 +224,5 @@ class Engine:
         if now_ms >= self._latency_at_ms:
             self._latency_at_ms = now_ms + _LATENCY_EVERY_MS
             self._latency = {name: samples.summary() for name, samples in driver.samples.items()}
-        self.status = look(core, driver, durable, lane.links(), self._latency, now_ms)
+        self.status = look(core, driver, durable, lane, self._latency, now_ms)
         return self.status

@@ -43,6 +43,9 @@ class RaftLane(Protocol):
     def links(self) -> frozenset[MemberId]:
         """Peers whose links are up."""
 
+    def refusing(self) -> frozenset[MemberId]:
+        """Peers that have refused our key when we last dialled them: we are no member to them."""
+
     async def close(self) -> None:
         """Release sockets without lingering."""
 

@@ -36,5 +36,9 @@ class NoLane:
         """No peer."""
         return frozenset()
 
+    def refusing(self) -> frozenset[MemberId]:
+        """No peer."""
+        return frozenset()
+
     async def close(self) -> None:
         """Nothing to release."""

@@ -11,6 +11,7 @@ from uuid import UUID
 from incus_actors.consensus.api import ConsensusStatus, PeerStatus
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.driver import Driver
+from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.types import DurableState, MemberId
 
 
@@ -18,7 +19,7 @@ def look(
     core: Core,
     driver: Driver,
     durable: DurableState,
-    links: frozenset[MemberId],
+    lane: RaftLane,
     latency_ms: dict[str, dict[str, float]],
     now_ms: int,
 ) -> ConsensusStatus:
@@ -36,7 +37,8 @@ def look(
         durable=core.log.durable,
         first=core.log.first,
         configuration=core.log.configuration,
-        peers=_peers(core, links, now_ms),
+        peers=_peers(core, lane.links(), now_ms),
+        refused_by=tuple(sorted(lane.refusing())),
         counters=dict(driver.counters),
         queue_depths=driver.queue_depths(),
         latency_ms=latency_ms,

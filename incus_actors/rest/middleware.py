@@ -182,6 +182,13 @@ def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) 
         reachable = ", ".join(_named(routing, member_id) for member_id in sorted(here)) or "none"
         missing = ", ".join(_named(routing, member_id) for member_id in sorted(voters - linked))
         lacking.append(f"needs {needed} of {len(voters)} voters, reachable: {reachable}; missing: {missing}")
+    if lacking and status.refused_by and not linked - {status.member_id}:
+        others = ", ".join(_named(routing, member_id) for member_id in status.refused_by)
+        return UnavailableError(
+            "Failed to begin transaction: no available leader found: this server is no member of its cluster any more: "
+            f"refused by {others}",
+            remedy="it was removed while it was away: move its state directory aside, start it, and let it join again",
+        )
     detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
     return UnavailableError(
         f"Failed to begin transaction: no available leader found: {detail}",

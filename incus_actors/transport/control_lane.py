@@ -94,6 +94,10 @@ class ControlLane:
         """See RaftLane."""
         return self._mesh.links()
 
+    def refusing(self) -> frozenset[MemberId]:
+        """See RaftLane."""
+        return self._mesh.refusing()
+
     async def close(self) -> None:
         """See RaftLane."""
         self._listener = None

@@ -204,6 +204,10 @@ class Mesh:
         """Return the peers that both directions of the link stand with."""
         return frozenset(member for member, link in self._links.items() if link.up)
 
+    def refusing(self) -> frozenset[int]:
+        """Return the peers that refused our key when we last dialled them."""
+        return frozenset(member for member, dialer in self._dialers.items() if dialer.refused)
+
     # -- frames ----------------------------------------------------------------------------------------------------
 
     def send(self, member: int, kind: int, data: bytes) -> str:

@@ -45,6 +45,7 @@ class Dialer:
         on_down: Callable[[], None],
     ) -> None:
         self.up = False
+        self.refused = False  #: the last handshake failed because our key is unknown there
         self.target = target
         self._context = context
         self._pumps = pumps
@@ -78,11 +79,12 @@ class Dialer:
 
     def _event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self.up = True
+            self.up, self.refused = True, False
             self._since = self._loop.time()
             self._on_up()
         elif event == zmq.EVENT_DISCONNECTED or event in _FAILED:
             if event in _FAILED:
+                self.refused = event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
                 self._tally.note(_FAILED[event], f"{self.target[0]}:{self.target[1]} ({value})")
             self._lost()
 

@@ -81,6 +81,9 @@ class MemoryLane:
     def drain(self) -> None:
         pass
 
+    def refusing(self) -> frozenset[MemberId]:
+        return frozenset()
+
     def links(self) -> frozenset[MemberId]:
         return frozenset(self.network.lanes) - self.network.cut - {self.own_id}
 

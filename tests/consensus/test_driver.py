@@ -74,6 +74,9 @@ class Recorder:
     def drain(self) -> None:
         self.trace.append("drain")
 
+    def refusing(self) -> frozenset[MemberId]:
+        return frozenset()
+
     def links(self) -> frozenset[MemberId]:
         return frozenset()
 

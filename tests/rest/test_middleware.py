@@ -335,6 +335,17 @@ async def test_without_a_quorum_reads_fail_within_a_second_and_say_what_is_missi
     assert error.endswith("; missing: node2 (10.0.0.2:8443), member 3 (no address)")
 
 
+async def test_a_member_that_was_removed_while_it_was_away_is_told_so(member: TestMember) -> None:
+    member.consensus.quorum, member.consensus.refused_by = False, (2,)
+    member.database.add_member(2, "node2", "10.0.0.2:8443")
+    status, answer = await ask(member.unix_session(), "GET", "/1.0/things")
+    assert status == 503
+    assert answer["error"] == (
+        "Failed to begin transaction: no available leader found: this server is no member of its cluster any more: "
+        "refused by node2 (10.0.0.2:8443)"
+    )
+
+
 async def test_without_a_quorum_some_paths_fall_back_and_say_so(member: TestMember) -> None:
     member.consensus.quorum = False
     async with member.unix_session() as session, session.get("/1.0") as response:

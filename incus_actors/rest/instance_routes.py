@@ -25,6 +25,7 @@ from incus_actors.model.instances import (
 from incus_actors.rest.context import caller, gateway
 from incus_actors.rest.filters import filter_objects
 from incus_actors.rest.http import (
+    Handler,
     RouteSpec,
     accepted,
     all_projects,
@@ -44,6 +45,18 @@ if TYPE_CHECKING:
     from incus_actors.services.instance_use_cases import InstanceUseCases
 
 _ONE = "/1.0/instances/{name}"
+_NOT_YET = {
+    "/snapshots": "Snapshots of instances",
+    "/snapshots/{snapshot}": "Snapshots of instances",
+    "/backups": "Backups of instances",
+    "/backups/{backup}": "Backups of instances",
+    "/backups/{backup}/export": "Backups of instances",
+    "/files": "Files of instances",
+    "/sftp": "Files of instances",
+    "/console": "Consoles of instances",
+    "/metadata": "Image metadata and templates of instances",
+    "/metadata/templates": "Image metadata and templates of instances",
+}
 _LOG_NAME = re.compile(r"(lxc|qemu)(\.early)?\.log|(fork|migration_|snapshot_)[A-Za-z0-9_.-]*\.log")
 
 
@@ -66,7 +79,24 @@ def routes() -> list[RouteSpec]:
         one("PUT", "/state", put_state),
         one("GET", "/logs", get_logs),
         one("GET", "/logs/{file}", get_log),
+        *(
+            one(method, suffix, _not_yet(what))
+            for suffix, what in _NOT_YET.items()
+            for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        ),
     ]
+
+
+def _not_yet(what: str) -> Handler:
+    """Return the handler of a part of instances that is not built: whether the instance is there is said truly."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        _use_cases(request).life.get(project_of(request), _name(request))
+        if request.method == "GET" and request.path.endswith(("/snapshots", "/backups")):
+            return sync([])  # none can have been made
+        raise NotImplementedHereError(f"{what} are not supported yet")
+
+    return handle
 
 
 def _use_cases(request: web.Request) -> InstanceUseCases:

@@ -177,3 +177,21 @@ async def test_logs(api, machine):
     assert await api("GET", "/1.0/instances/c1/logs/other") == (400, 'Log file name "other" not valid')
     assert (await api("GET", "/1.0/instances/c1/logs/..%2f..%2funix.socket"))[0] in (400, 404)
     assert (await api("GET", "/1.0/instances/c1/logs/qemu.log"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "text"),
+    [
+        ("POST", "/snapshots", "Snapshots of instances are not supported yet"),
+        ("GET", "/snapshots/s1", "Snapshots of instances are not supported yet"),
+        ("GET", "/files?path=/etc/hosts", "Files of instances are not supported yet"),
+        ("DELETE", "/backups/b", "Backups of instances are not supported yet"),
+        ("POST", "/console", "Consoles of instances are not supported yet"),
+        ("GET", "/metadata/templates", "Image metadata and templates of instances are not supported yet"),
+    ],
+)
+async def test_what_is_not_there_yet_says_so(api, machine, method, path, text):
+    assert await api(method, f"/1.0/instances/c1{path}") == (404, "Instance not found")
+    await machine.create()
+    assert await api(method, f"/1.0/instances/c1{path}") == (501, text)
+    assert await api("GET", "/1.0/instances/c1/snapshots") == (200, [])

@@ -126,6 +126,12 @@ async def test_environment_and_directory(machine: Machine) -> None:
     assert (code, output) == (1, b"hello world::/tmp\n0\n")
 
 
+async def test_a_directory_that_is_not_there_is_the_root(machine: Machine) -> None:
+    spec = await machine.create("g1-cwd")
+    await machine.driver.start(spec)
+    assert await machine.run(spec, "sh", "-c", "echo $PWD", cwd="/nowhere/at/all") == (0, b"/\n", b"")
+
+
 async def test_nothing_of_the_daemon_is_inherited(machine: Machine) -> None:
     spec = await machine.create("g1-fds")
     await machine.driver.start(spec)

@@ -80,7 +80,7 @@ def execute(control: int, module: object, fields: Fields) -> None:
     failed, failing = os.pipe()  # closed by a successful exec, else tells the errno
 
     def inside(argv: tuple[str, ...]) -> int:
-        return become(argv, all_of(fields, "env"), one, failing)
+        return become(argv, ["container=lxc", *all_of(fields, "env")], one, failing)
 
     pid = container.attach(
         inside,
@@ -125,11 +125,19 @@ def become(argv: tuple[str, ...], environment: list[str], one: dict[str, str], f
         for number in range(1, _signal.NSIG):
             if _signal.getsignal(number) == _signal.SIG_IGN:  # Python ignores SIGPIPE; what it starts must not
                 _signal.signal(number, _signal.SIG_DFL)
-        os.chdir(one["cwd"])
+        go_to(one["cwd"], one.get("root", "/"))
         run(argv, dict(item.partition("=")[::2] for item in environment))
     except OSError as error:
         os.write(failing, str(error.errno or errno.EIO).encode())
     return 127
+
+
+def go_to(directory: str, root: str) -> None:
+    """Change the directory; a command whose directory isn't there runs in the instance's root, as in Incus."""
+    try:
+        os.chdir(directory)
+    except OSError:
+        os.chdir(root)
 
 
 def own_terminal(one: dict[str, str]) -> None:

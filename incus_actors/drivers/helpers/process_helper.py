@@ -192,6 +192,7 @@ def execute(control: int, fields: Fields) -> None:
         enter_existing(int(one["init"]))
     else:
         argv, environment, one["cwd"] = plain_command(one["rootfs"], argv, environment, one["cwd"])
+        one["root"] = one["rootfs"]
     failed, failing = os.pipe()
     pid = os.fork()
     if pid == 0:

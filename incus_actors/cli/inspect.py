@@ -73,11 +73,13 @@ def status(as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(
         f"member {facts['member_id']}  [bold]{facts['role']}[/] in term {facts['term']}, leader "
-        f"{facts['leader'] or 'unknown'}   cluster {facts['cluster_id']}, epoch {facts['epoch']}"
+        f"{facts['leader'] or 'unknown'}   cluster {facts['cluster_id']}, epoch {facts['epoch']}",
+        soft_wrap=True,
     )
     console.print(
         f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
-        f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms"
+        f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms",
+        soft_wrap=True,
     )
     print_whole(console, _members_table(facts))
     _print_numbers(console, facts)
@@ -100,16 +102,17 @@ def _members_table(facts: dict[str, Any]) -> Table:
     for member in configuration["new"] or configuration["old"]:
         peer = peers.get(member["id"])
         mine = member["id"] == facts["member_id"]
+        told = peer if peer and peer["state"] != "unknown" else None  # only a leader is told where the others are
         table.add_row(
             f"{member['id']}{' *' if mine else ''}",
             member["role"],
             str(member["address"]).partition(" ")[0],
             member["domain"],
-            str(facts["last"]) if mine else str(peer["match"]) if peer else "",
-            "" if mine or not peer else str(facts["last"] - peer["match"]),
-            peer["state"] if peer else "",
-            f"{peer['last_contact_ms']} ms" if peer else "",
-            f"{peer['round_trip_ms']:.1f} ms" if peer else "",
+            str(facts["last"]) if mine else str(told["match"]) if told else "",
+            str(facts["last"] - told["match"]) if told else "",
+            told["state"] if told else "",
+            f"{told['last_contact_ms']} ms" if told else "",
+            f"{told['round_trip_ms']:.1f} ms" if told else "",
             ("up" if peer["link"] else "down") if peer else "",
         )
     return table

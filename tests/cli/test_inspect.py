@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from incus_actors.cli.inspect import print_whole
+from incus_actors.cli.inspect import _members_table, print_whole
 
 
 def test_a_wide_table_is_not_squeezed_on_a_narrow_terminal() -> None:
@@ -19,3 +19,26 @@ def test_a_wide_table_is_not_squeezed_on_a_narrow_terminal() -> None:
     head, row = (line for line in out.getvalue().splitlines() if line.startswith("|") and not line.startswith("|-"))
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["ID", "ADDRESS", "STATE", "LAST CONTACT"]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["1 *", "10.111.222.133:12345", "replicate", "1234 ms"]
+
+
+def test_a_follower_does_not_invent_where_the_others_are() -> None:
+    facts = {
+        "member_id": 2,
+        "last": 743,
+        "peers": [
+            {"id": 1, "match": 0, "state": "unknown", "last_contact_ms": -1, "round_trip_ms": 0.0, "link": True},
+            {"id": 3, "match": 740, "state": "replicate", "last_contact_ms": 4, "round_trip_ms": 1.2, "link": False},
+        ],
+        "configuration": {
+            "new": [],
+            "old": [{"id": i, "role": "voter", "address": f"10.0.0.{i}:1", "domain": "default"} for i in (1, 2, 3)],
+        },
+    }
+    out = io.StringIO()
+    print_whole(Console(file=out), _members_table(facts))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.getvalue().splitlines()[3:-1]]
+    assert rows == [
+        ["1", "voter", "10.0.0.1:1", "default", "", "", "", "", "", "up"],
+        ["2 *", "voter", "10.0.0.2:1", "default", "743", "", "", "", "", ""],
+        ["3", "voter", "10.0.0.3:1", "default", "740", "3", "replicate", "4 ms", "1.2 ms", "down"],
+    ]

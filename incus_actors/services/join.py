@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable
@@ -110,7 +111,7 @@ class JoinService:
         address = addresses.normalise(put.server_address)
         undo: list[Callable[[], Awaitable[None]]] = []
         try:
-            transport = await self._hooks.open_lanes(address)
+            transport = await self._open_lanes(address)
             undo.append(self._hooks.close_lanes)
             answer = await self._ask_for_acceptance(put, address, transport)
             undo.append(lambda: self._withdraw(put, answer.member_id))
@@ -129,6 +130,17 @@ class JoinService:
                 await _carefully(step)
             raise
         await self._finish()
+
+    async def _open_lanes(self, address: str) -> str:
+        """Return where other members reach ours. Raises MemberError for an address that isn't here."""
+        try:
+            return await self._hooks.open_lanes(address)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise MemberError(
+                f'Cannot listen on network HTTPS socket "{address}": listen tcp {address}: bind: {reason}',
+                remedy="server_address must be an address of this machine",
+            ) from error
 
     def _check_fingerprint(self, put: ClusterPut) -> None:
         """The member that the client found must be one of the token's cluster."""

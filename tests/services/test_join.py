@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
+import re
 
 import pytest
 from cluster_kit import Server, WireLane, servers, until
@@ -295,6 +297,22 @@ async def test_g20_a_failing_step_is_undone_and_the_next_try_works(pair, hook):
     await assert_clean(first, second)
     await second.join(first, "node2")
     assert second.identity.name == "node2"
+
+
+async def test_an_address_that_is_not_here_is_said_in_incus_words(pair):
+    first, second = pair
+    second.fail_hook = lambda name: (
+        OSError(errno.EADDRNOTAVAIL, "can't listen on tcp://…") if name == "open_lanes" else None
+    )
+    with pytest.raises(MemberError) as caught:
+        await second.join(first, "node2")
+    where = r"[0-9.]+:[0-9]+"
+    assert re.fullmatch(
+        f'Cannot listen on network HTTPS socket "{where}": listen tcp {where}: bind: cannot assign requested address',
+        str(caught.value),
+    )
+    second.fail_hook = lambda _name: None
+    await assert_clean(first, second)
 
 
 async def test_g20_an_answer_that_gets_lost_leaves_a_pending_member_that_the_next_try_replaces(pair):

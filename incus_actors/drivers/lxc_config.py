@@ -43,6 +43,8 @@ _DEVICES_ALLOWED = (
     *(f"c {numbers} rwm" for numbers in ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:229")),
     "c 10:200 rwm",
 )
+#: what every container has where the host has it, as in Incus: for file systems in user space and for VPNs
+_HOST_DEVICES = ("/dev/fuse", "/dev/net/tun")
 _UNSUPPORTED_KEYS = ("raw.lxc", "raw.idmap", "raw.seccomp", "raw.apparmor", "raw.qemu")
 _UNSUPPORTED_TRUE = (
     "security.idmap.isolated",
@@ -205,6 +207,7 @@ def _privileges(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
         ]
     else:
         items += [("lxc.mount.auto", "proc:rw sys:rw cgroup:rw:force"), ("lxc.cap.drop", _DROPPED_ALWAYS)]
+    items += [("lxc.mount.entry", f"{path} {path[1:]} none bind,create=file,optional 0 0") for path in _HOST_DEVICES]
     if is_true(spec.config.get("security.nesting")):
         # A nested manager may mount proc and sysfs only if it can see a fully visible one.
         items += [

@@ -104,7 +104,8 @@ def test_exec_passes_streams_codes_and_environment(incus, place) -> None:
     incus("launch", "tiny", "ex", "--target", place)
     done = incus.run("exec", "ex", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
-    assert incus("exec", "ex", "--", "printenv", "container") == "lxc\n"
+    assert incus("exec", "ex", "--", "sh", "-c", "echo $container") == "lxc\n"
+    assert incus("exec", "ex", "--", "ls", "/dev/fuse", "/dev/net/tun") == "/dev/fuse\n/dev/net/tun\n"
     assert incus.run("exec", "ex", "--", "cat", input="through stdin\n").stdout == "through stdin\n"
     big = "x" * 3_000_000
     assert incus.run("exec", "ex", "--", "cat", input=big).stdout == big

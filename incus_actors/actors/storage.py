@@ -42,6 +42,7 @@ from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.domain import transactions_warnings as warnings
 from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.drivers.images import ImageFiles
+from incus_actors.drivers.pool_places import PoolPlaces
 from incus_actors.drivers.storage import StorageDriver
 from incus_actors.errors import ApiError, BadRequestError, UnavailableError
 from incus_actors.state.queries import images as image_queries
@@ -109,6 +110,8 @@ class StorageActor(Actor):
         return self.unhandled(message) if work is None else Later(_answer(work))
 
     async def _of_pool(self, message: CreatePool | UpdatePool | DeletePool | PoolUsage) -> object:
+        if isinstance(message, DeletePool) and self._never_made(message.pool):
+            return None
         driver = self._driver(message.pool)
         match message:
             case CreatePool(pool):
@@ -152,6 +155,10 @@ class StorageActor(Actor):
             case ReceiveVolume():
                 return self._alone(self._take_in(message), message.volume)
         return None
+
+    def _never_made(self, pool: PoolSpec) -> bool:
+        """Without its driver nothing can be made of a pool; so there is nothing to remove, unless it was here once."""
+        return pool.driver not in self._host.storage and not PoolPlaces(self._host.directory).has_traces(pool)
 
     def _driver(self, pool: PoolSpec) -> StorageDriver:
         driver = self._host.storage.get(pool.driver)

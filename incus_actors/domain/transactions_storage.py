@@ -220,8 +220,9 @@ def pool_made(pool_id: int, name: str, made: Mapping[int, Mapping[str, str]]) ->
     return Transaction(tuple(statements), (_there(pool_id), *guards), _TOPICS)
 
 
-def pool_failed(pool_id: int, name: str, member_id: int, reason: str) -> Transaction:
-    """This member could not make or remove its share of the pool, for this reason. Conflict "gone"."""
+def pool_failed(pool_id: int, name: str, member_id: int, state: int, reason: str) -> Transaction:
+    """This member could not do with its share of the pool what its `state` asks for, for this reason. Conflict "gone"
+    when it is to do something else by now: to remove what others couldn't make is still to be done."""
     return Transaction(
         statements=(
             Statement("UPDATE storage_pools SET state = ? WHERE id = ?", (ERRORED, pool_id)),
@@ -235,7 +236,7 @@ def pool_failed(pool_id: int, name: str, member_id: int, reason: str) -> Transac
             ),
             *_local(name, member_id, {ERROR_KEY: reason}),
         ),
-        guards=(_there(pool_id),),
+        guards=(_there(pool_id), _member_in(pool_id, member_id, state)),
         topics=_TOPICS,
     )
 

@@ -41,6 +41,10 @@ class PoolPlaces:
         """Return whether a pool is, or will be, on its file."""
         return pool.config.get("source", "") in ("", str(self._file(pool)))
 
+    def has_traces(self, pool: PoolSpec) -> bool:
+        """Return whether something of a pool that a driver of ours made, or half made, may be here."""
+        return self._default_path(pool).exists() or self._file(pool).exists()
+
     # --- volumes --------------------------------------------------------------------------------------------
 
     def volume_path(self, volume: VolumeSpec) -> Path:

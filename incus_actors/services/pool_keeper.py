@@ -246,10 +246,12 @@ class PoolKeeper:
                 _log.info("storage pool %s is gone already", row.name)
 
     async def _note(self, row: PoolRow, reason: str) -> None:
+        member_id = self._identity.member_id
+        state = row.members.get(member_id, PoolState.PENDING)
         try:
-            await propose(self._consensus, transactions.pool_failed(row.id, row.name, self._identity.member_id, reason))
+            await propose(self._consensus, transactions.pool_failed(row.id, row.name, member_id, state, reason))
         except TransactionConflictError:
-            _log.info("storage pool %s is gone already", row.name)
+            _log.info("storage pool %s is gone, or something else is to be done about it: %s", row.name, reason)
 
     async def usage(self, row: PoolRow) -> Usage:
         """Return space and inodes of our share. Raises ApiError."""

@@ -154,10 +154,10 @@ class StoragePoolService:
         return config
 
     def _check_driver(self, driver: str) -> None:
-        """Raise MemberError for a driver that doesn't exist; in a cluster each member looks at its own machine."""
+        """Raise MemberError for a driver that doesn't exist or work here; the other members find out for themselves."""
         if driver not in config_keys.POOL_DRIVERS:
             raise MemberError("Unknown driver")
-        if driver not in self._keeper.drivers and not self._identity.clustered:
+        if driver not in self._keeper.drivers:
             raise MemberError(self._keeper.reasons.get(driver) or "Unknown driver")
 
     async def _create_alone(self, post: PoolsPost, config: Config) -> None:

@@ -106,6 +106,20 @@ async def test_pools_come_and_go(machine):
     assert not Path(made["source"]).exists()
 
 
+async def test_a_pool_without_its_driver_is_removed_only_where_nothing_was_made_of_it(machine):
+    ref = machine.server.actors.ref(STORAGE_PATH)
+    pool = PoolSpec("p", "lvm")
+    with pytest.raises(BadRequestError, match='Failed loading storage driver "lvm"'):
+        await ref.ask(CreatePool(pool), deadline_s=5)
+    await ref.ask(DeletePool(pool), deadline_s=5)
+    for trace in ("storage-pools/p", "disks/p.img"):
+        path = machine.host.directory / trace
+        path.mkdir(parents=True)
+        with pytest.raises(BadRequestError, match='Failed loading storage driver "lvm"'):
+            await ref.ask(DeletePool(pool), deadline_s=5)
+        path.rmdir()
+
+
 async def test_leftovers_go_at_the_start_also_if_one_pool_is_broken(machine):
     slow = SlowStorage()
     machine.host.storage["slow"] = slow

@@ -183,6 +183,42 @@ async def test_one_command_is_enough_where_no_member_needs_its_own_keys(kit):
         await storage.create(post())
 
 
+@pytest.mark.parametrize("target", [None, "node1", "node2"])
+async def test_a_driver_that_does_not_work_on_the_member_asked_is_refused_before_anything_is_written(kit, target):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    kit.keeper.reasons = {"lvm": "Required tool 'lvm' is missing"}
+    for driver, text in (("lvm", r"^Required tool 'lvm' is missing$"), ("zfs", r"^Unknown driver$")):
+        with pytest.raises(MemberError, match=text):
+            await storage.create(post("p1", driver), target)
+    assert storage.list() == []
+
+
+@pytest.mark.parametrize("forget", [True, False])
+async def test_a_share_that_fails_after_the_others_gave_up_is_taken_back_too(kit, forget):
+    """Its failure comes too late to matter: the mark to undo must outlive it."""
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    failing, gate = asyncio.Event(), asyncio.Event()
+
+    async def fail(_pool) -> None:
+        failing.set()
+        await gate.wait()
+        raise MemberError('Failed loading storage driver "lvm": Unknown storage driver')
+
+    kit.pools.create = fail
+    await kit.consensus.propose(transactions.define_pool_everywhere("p1", "lvm", "", {}, [1, 2]))
+    await failing.wait()
+    pool_id = kit.database.scalar("SELECT id FROM storage_pools")
+    await kit.consensus.propose(transactions.undo_pool(pool_id, forget=forget))
+    gate.set()
+    async with asyncio.timeout(5):
+        while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 1") not in (None, 0):
+            await asyncio.sleep(0.005)
+    assert kit.database.scalar("SELECT state FROM storage_pools") == 0
+
+
 @pytest.mark.parametrize("phases", [1, 2])
 async def test_what_one_member_cannot_make_nobody_keeps(kit, phases):
     storage = kit.services.storage
@@ -197,7 +233,7 @@ async def test_what_one_member_cannot_make_nobody_keeps(kit, phases):
             while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 2") != 3:
                 await asyncio.sleep(0.005)
             pool_id = kit.database.scalar("SELECT id FROM storage_pools")
-            await kit.consensus.propose(transactions.pool_failed(pool_id, "p1", 2, "no such disk"))
+            await kit.consensus.propose(transactions.pool_failed(pool_id, "p1", 2, 3, "no such disk"))
             wanted = 5 if phases == 2 else 4
             while kit.database.scalar("SELECT state FROM storage_pools_nodes WHERE node_id = 2") != wanted:
                 await asyncio.sleep(0.005)

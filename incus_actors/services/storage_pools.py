@@ -206,6 +206,11 @@ class StoragePoolService:
         """
         shared, local = _split(config)
         row = queries.pool(self._database, post.name)
+        if row is not None and row.state is not PoolState.CREATED and row.driver != post.driver:
+            raise MemberError(
+                f'Requested storage pool driver "{post.driver}" doesn\'t match driver in existing database record'
+                f' "{row.driver}"'
+            )
         if row is None or not row.members:
             await self._create_at_once(post, shared, local)
             return

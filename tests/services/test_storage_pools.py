@@ -161,6 +161,20 @@ async def test_in_a_cluster_every_member_is_named_first(kit):
         await storage.create(post())
 
 
+async def test_the_second_phase_is_of_the_same_driver_as_the_first(kit):
+    storage = kit.services.storage
+    kit.keeper.drivers = frozenset({"dir", "btrfs"})
+    await kit.become_clustered()
+    await storage.create(post("pb", "btrfs"), "node1")
+    text = r'^Requested storage pool driver "dir" doesn\'t match driver in existing database record "btrfs"$'
+    with pytest.raises(MemberError, match=text):
+        await storage.create(post("pb", "dir"))
+    assert storage.get("pb").status == "Pending"
+    await storage.create(post("pb", "btrfs"))
+    with pytest.raises(MemberError, match=r"^The storage pool is already created$"):
+        await storage.create(post("pb", "dir"))
+
+
 async def node2_makes_its_share(kit, name, config=None) -> None:
     """What the other member's daemon does when it sees the rows."""
     async with asyncio.timeout(5):

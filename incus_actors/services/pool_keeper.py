@@ -22,6 +22,7 @@ from incus_actors.identity import Identity
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.proposing import TransactionConflictError, propose
 from incus_actors.state.queries import storage as queries
+from incus_actors.state.queries.cluster import member_address
 from incus_actors.state.queries.storage import PoolRow, PoolState
 from incus_actors.state.reader import Reader
 from incus_actors.tasks import spawn
@@ -315,6 +316,9 @@ class PoolKeeper:
             raise MemberError("Storage pool not found")
         failed = [id_ for id_, state in row.members.items() if state is PoolState.ERRORED]
         if failed:
-            raise MemberError(self._reason(row, failed[0]))
+            reason = self._reason(row, failed[0])
+            if failed[0] != self._identity.member_id:
+                reason = f"failed to notify peer {member_address(self._database, failed[0])}: {reason}"
+            raise MemberError(reason)
         missing = [id_ for id_, state in row.members.items() if state is not wanted]
         return None if wanted is not None and row.state is wanted and not missing else missing

@@ -257,7 +257,7 @@ async def test_what_one_member_cannot_make_nobody_keeps(kit, phases):
                 await kit.consensus.propose(transactions.pool_removed(pool_id, 2))
 
     async def create() -> None:
-        with pytest.raises(MemberError, match=r"^no such disk$"):
+        with pytest.raises(MemberError, match=r"^failed to notify peer 10\.0\.0\.2:8443: no such disk$"):
             await storage.create(post(user_x="1"))
 
     async with asyncio.TaskGroup() as group:

@@ -38,6 +38,16 @@ def test_launch_spreads_over_the_members_and_every_member_can_use_them(incus, cl
     assert "Status: RUNNING" in incus_on(cluster.members[2])("info", "c0")
 
 
+def test_a_name_is_made_up_wherever_the_instance_goes(incus, cluster) -> None:
+    for _ in cluster.members:
+        incus("init", "tiny")
+    for member in cluster.members:
+        incus("init", "tiny", "--target", member.name)
+    rows = json.loads(incus("list", "-f", "json"))
+    assert sorted(row["location"] for row in rows) == ["m1", "m1", "m2", "m2", "m3", "m3"]
+    assert len({row["name"] for row in rows}) == 6
+
+
 @pytest.mark.parametrize("place", ["m1", "m2"])
 def test_the_life_of_an_instance(incus, place) -> None:
     incus("init", "tiny", "life", "--target", place, "-c", "limits.memory=64MiB", "-c", "user.colour=blue")

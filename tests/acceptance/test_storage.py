@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from incus_actors.lab.cluster import LabCluster
+
 MEMBERS = ("m1", "m2", "m3")
 
 
@@ -244,6 +246,51 @@ def test_what_one_member_cannot_make_nobody_keeps(incus, cluster, tmp_path) -> N
     incus("storage", "create", "part", "dir")
     assert "status: Created" in incus("storage", "show", "part")
     incus("storage", "delete", "part")
+
+
+HIDE = 'mount --bind /dev/null "$0"; exec "$@"'  #: no program any more for the daemon that is started so
+
+
+@pytest.fixture
+def uneven(incus_on):
+    """A cluster of which only the first member has btrfs, and nobody LVM."""
+    tools = [shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") for name in ("mkfs.btrfs", "lvm")]
+    if None in tools:
+        pytest.skip("needs btrfs-progs and lvm2")
+    lab = LabCluster.in_namespaces(3, prefix="asu")
+    try:
+        for member in lab.members:
+            for tool in tools if member.name != "m1" else tools[1:]:
+                member.enter += ["unshare", "-m", "sh", "-c", HIDE, str(tool)]
+        lab.form()
+        lab.wait_until_healthy()
+        yield lab
+    finally:
+        lab.destroy()
+
+
+def test_a_driver_that_a_member_lacks_leaves_nothing_behind(uneven, incus_on) -> None:
+    incus, other = incus_on(uneven.members[0]), incus_on(uneven.members[1])
+    before = incus("storage", "list", "-f", "csv"), incus("admin", "init", "--dump")
+    for client, driver in ((incus, "lvm"), (other, "btrfs")):
+        assert "is missing" in (said := client.fails("storage", "create", "p", driver)) or "not found" in said
+        assert said == client.fails("storage", "create", "p", driver, "--target", "m1")
+    for _ in range(2):
+        said = incus.fails("storage", "create", "p", "btrfs")
+        peers = [f"Error: failed to notify peer {uneven.members[number].https_address}: " for number in (1, 2)]
+        assert said in [f'{peer}Failed loading storage driver "btrfs": Unknown storage driver' for peer in peers]
+        assert (incus("storage", "list", "-f", "csv"), incus("admin", "init", "--dump")) == before
+        assert json.loads(incus("query", "/1.0"))["environment"]["storage"] == "dir"
+    for member in MEMBERS:
+        incus("storage", "create", "p", "btrfs", "--target", member)
+    assert incus.fails("storage", "create", "p", "dir") == (
+        'Error: Requested storage pool driver "dir" doesn\'t match driver in existing database record "btrfs"'
+    )
+    assert "failed to notify peer" in incus.fails("storage", "create", "p", "btrfs")
+    assert "status: Pending" in incus("storage", "show", "p")
+    other("storage", "delete", "p")
+    assert (incus("storage", "list", "-f", "csv"), incus("admin", "init", "--dump")) == before
+    assert list((uneven.members[0].directory / "disks").iterdir()) == []
 
 
 def test_backups_and_images(incus, cluster, tmp_path) -> None:

@@ -134,7 +134,7 @@ class Commands:
             "last": status.last,
             "applied": status.applied,
             "log_bytes": sum(size for name, size in sizes.items() if name.startswith("log.")),
-            "state_bytes": sum(size for name, size in sizes.items() if name.startswith("state")),
+            "state_bytes": sum(size for name, size in sizes.items() if name.startswith("global-")),
         }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,6 +88,14 @@ def root_disk(devices: Devices) -> tuple[str, Mapping[str, str]]:
     if not found:
         raise BadRequestError("No root device could be found")
     return found[0]
+
+
+def root_giver(profiles: Sequence[ProfileLayer], own: Devices) -> str | None:
+    """Return the name of the profile that an instance has its root disk from; None if that is its own, or nobody's."""
+    if any(is_root_disk(device) for device in own.values()):
+        return None
+    giving = (layer.name for layer in reversed(profiles) if any(map(is_root_disk, layer.devices.values())))
+    return next(giving, None)
 
 
 def check_own_devices(devices: Devices) -> None:

@@ -5,7 +5,7 @@ Owns their SQL; ProfileService and ProjectService propose what these return. Pur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from incus_actors.domain.instances import DEVICE_TYPES
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
@@ -14,6 +14,9 @@ Devices = Mapping[str, Mapping[str, str]]
 
 #: SQL for a profile's id; its parameters are (project id, name).
 _ID = "(SELECT id FROM profiles WHERE project_id = ? AND name = ?)"
+
+#: What `users_guard` compares.
+USERS_SQL = "SELECT instance_id FROM instances_profiles WHERE profile_id = ? ORDER BY instance_id"
 
 
 def create_profile(
@@ -89,6 +92,11 @@ def profile_guards(profile_id: int, description: str, config: Mapping[str, str],
             "changed",
         ),
     )
+
+
+def users_guard(profile_id: int, instance_ids: Sequence[int]) -> Guard:
+    """Return a guard labelled "changed" that holds while these instances (in order) use the profile."""
+    return Guard(USERS_SQL, (profile_id,), tuple((one,) for one in instance_ids), "changed")
 
 
 def replace_profile(

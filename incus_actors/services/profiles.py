@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
-from incus_actors.domain.instances import DEVICE_TYPES, ProfileLayer
+from incus_actors.domain.instances import DEVICE_TYPES, ProfileLayer, is_root_disk, root_giver
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
+from incus_actors.model.transaction import Guard
 from incus_actors.services import project_guard
 from incus_actors.services.proposing import (
     DuplicateError,
@@ -23,6 +24,7 @@ from incus_actors.services.proposing import (
     until_unchanged,
 )
 from incus_actors.services.urls import url_of
+from incus_actors.state.queries import instances as instance_queries
 from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries import profiles as queries
 from incus_actors.state.queries.profiles import ProfileRow
@@ -123,6 +125,8 @@ class ProfileService:
                 raise MemberError(str(error)) from None
             self._check_projects(owner.name, row.id, name, config, devices)
             guards = transactions.profile_guards(row.id, row.description, row.config, row.devices)
+            if _root_pool(row.devices) not in ("", _root_pool(devices)):
+                guards = (*guards, self._check_root_disk(row))
             await propose(
                 self._consensus,
                 transactions.replace_profile(row.id, (owner.id, name), guards, description, config, devices),
@@ -137,6 +141,20 @@ class ProfileService:
         layer = ProfileLayer(name, config, devices)
         project_guard.check_profile(self._database, profile_id, layer)
         project_guard.check_profile_itself(self._database, owner, layer)
+
+    def _check_root_disk(self, row: ProfileRow) -> Guard:
+        """Raise MemberError if an instance has its root disk from a profile that shall give another or none.
+
+        Return a guard that holds while the profile gets no other users.
+        """
+        guard = transactions.users_guard(row.id, queries.user_ids(self._database, row.id))
+        siblings = queries.profiles(self._database, row.project_id)
+        layers = {one.name: ProfileLayer(one.name, one.config, one.devices) for one in siblings}
+        for record in instance_queries.all_of(self._database, projects={project for project, _ in row.used_by}):
+            applied = [layers[profile] for profile in record.profiles if profile in layers]
+            if (record.project, record.name) in row.used_by and root_giver(applied, record.devices) == row.name:
+                raise MemberError("At least one instance relies on this profile's root disk device")
+        return guard
 
     async def rename(self, project: str, name: str, post: NamePost) -> None:
         """Rename. Raises BadRequestError, ForbiddenError, MemberError (500: unknown or taken)."""
@@ -208,6 +226,10 @@ def _shown(row: ProfileRow) -> Profile:
         used_by=[url_of("instances", instance, project=project) for project, instance in row.used_by],
         project=row.project,
     )
+
+
+def _root_pool(devices: Devices) -> str:
+    return next((device.get("pool", "") for device in devices.values() if is_root_disk(device)), "")
 
 
 def _canonical_devices(devices: Devices | None) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ from incus_actors.domain.instances import (
     first_volatile,
     idmap_json,
     root_disk,
+    root_giver,
 )
 from incus_actors.errors import BadRequestError, MemberError
 
@@ -40,6 +41,14 @@ def test_the_root_disk_is_the_one_at_slash_without_a_source():
     assert root_disk({"x": {"type": "disk", "path": "/", "source": "/a"}, "r": ROOT})[0] == "r"
     with pytest.raises(BadRequestError, match=r"^No root device could be found$"):
         root_disk({"n": {"type": "nic"}})
+
+
+def test_the_root_disk_is_given_by_the_last_profile_or_by_the_instance():
+    layers = [ProfileLayer("a", {}, {"root": ROOT}), ProfileLayer("b", {}, {"x": ROOT}), ProfileLayer("c", {}, {})]
+    assert root_giver(layers, {}) == "b"
+    assert root_giver(layers[:1], {"root": {"type": "disk", "path": "/", "source": "/a"}}) == "a"
+    assert root_giver(layers, {"mine": ROOT}) is None
+    assert root_giver(layers[2:], {}) is None
 
 
 @pytest.mark.parametrize(

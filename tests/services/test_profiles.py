@@ -117,6 +117,26 @@ async def test_a_used_profile_says_by_whom_and_stays(kit):
         await profiles.delete("default", "web")
 
 
+async def test_the_root_disk_that_an_instance_has_from_a_profile_stays(kit):
+    profiles = kit.services.profiles
+    root = {"type": "disk", "path": "/", "pool": "p1"}
+    await profiles.update("default", "default", ProfilePut(devices={"root": root}))
+    await profiles.create("default", ProfilesPost(name="web", devices={"root": root}))
+    await kit.add_instance("c1", profile="default")
+    before = profiles.get("default", "default")
+    for devices in ({}, {"root": {**root, "pool": "p2"}}):
+        with pytest.raises(MemberError, match=r"^At least one instance relies on this profile's root disk device$"):
+            await profiles.update("default", "default", ProfilePut(devices=devices))
+    assert profiles.get("default", "default") == before
+    await profiles.update("default", "default", ProfilePut(devices={"disk": {**root, "size": "1GiB"}}))
+    await profiles.update("default", "web", ProfilePut())  # nobody uses it
+    await profiles.update("default", "web", ProfilePut(devices={"root": root}))
+    await kit.sql("INSERT INTO instances_profiles (instance_id, profile_id, apply_order) VALUES (1, 2, 1)")
+    await profiles.update("default", "default", ProfilePut())  # "web" gives it now
+    with pytest.raises(MemberError, match="relies"):
+        await profiles.update("default", "web", ProfilePut())
+
+
 async def test_projects_have_profiles_of_their_own_or_those_of_default(kit):
     profiles, projects = kit.services.profiles, kit.services.projects
     await projects.create(ProjectsPost(name="own"))

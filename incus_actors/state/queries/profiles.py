@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from incus_actors.domain.instances import DEVICE_NAMES
+from incus_actors.domain.transactions_profiles import USERS_SQL
 from incus_actors.state.reader import Reader
 
 
@@ -41,6 +42,11 @@ def profile(db: Reader, project_id: int, name: str) -> ProfileRow | None:
     """Return one profile of a project."""
     found = _rows(db, "WHERE f.project_id = ? AND f.name = ?", (project_id, name))
     return found[0] if found else None
+
+
+def user_ids(db: Reader, profile_id: int) -> list[int]:
+    """Return the ids of the instances that use a profile, in order."""
+    return [row[0] for row in db.query(USERS_SQL, (profile_id,))]
 
 
 def _rows(db: Reader, where: str, parameters: tuple[int | str, ...]) -> list[ProfileRow]:

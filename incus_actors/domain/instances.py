@@ -39,6 +39,9 @@ DEVICE_TYPES: Final[dict[str, int]] = {
     "pci": 11,
 }
 DEVICE_NAMES: Final = {number: name for name, number in DEVICE_TYPES.items()}
+#: Types of devices that may come and go while an instance runs.
+PLUGGABLE: Final = frozenset({"disk", "nic", "proxy", "unix-block", "unix-char"})
+SUPPORTED_TYPES: Final = PLUGGABLE | {"none"}  #: the others are known, but no driver can give them
 INSTANCE_TYPES: Final = {0: "container", 1: "virtual-machine"}
 
 _DISK_OPTIONS = frozenset(
@@ -132,6 +135,8 @@ def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -
     kind = device.get("type", "")
     if kind not in DEVICE_TYPES:
         raise BadRequestError(f'Failed loading device "{name}": Unsupported device type')
+    if kind not in SUPPORTED_TYPES:
+        raise BadRequestError(f'Unsupported device type "{kind}"')
     if kind == "disk":
         _check_disk(device, paths)
     elif kind == "proxy":
@@ -177,10 +182,6 @@ def check_hotplug(old: Devices, new: Devices) -> None:
         before, after = _effective(old.get(name)), _effective(new.get(name))
         if before != after and not (_pluggable(before) and _pluggable(after)):
             raise BadRequestError(f'Invalid devices: Device "{name}" can only be changed while the instance is stopped')
-
-
-#: Types of devices that may come and go while an instance runs.
-PLUGGABLE: Final = frozenset({"disk", "nic", "proxy", "unix-block", "unix-char"})
 
 
 def _pluggable(device: Mapping[str, str]) -> bool:

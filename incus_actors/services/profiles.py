@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
-from incus_actors.domain.instances import DEVICE_TYPES, ProfileLayer, is_root_disk, root_giver
+from incus_actors.domain.instances import DEVICE_TYPES, SUPPORTED_TYPES, ProfileLayer, is_root_disk, root_giver
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
@@ -248,6 +248,8 @@ def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str,
         problem = "Missing device type in config"
     elif kind not in DEVICE_TYPES:
         problem = "Unsupported device type"
+    elif kind not in SUPPORTED_TYPES:
+        return f'Unsupported device type "{kind}"'
     elif kind == "nic":
         problem = _nic_problem(device, networks, project)
     elif kind == "disk":

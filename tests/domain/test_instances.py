@@ -61,6 +61,10 @@ def test_the_root_disk_is_given_by_the_last_profile_or_by_the_instance():
         ({"root": {**ROOT, "size": "foo"}}, '"root": Invalid value for device option "size": Invalid value: foo'),
         ({"a": ROOT, "b": ROOT}, '"b": More than one disk device uses the same path "/"'),
         ({"d": {"type": "foo"}}, '"d": Failed loading device "d": Unsupported device type'),
+        *(
+            ({"d": {"type": kind}}, f'"d": Unsupported device type "{kind}"')
+            for kind in ("gpu", "infiniband", "pci", "tpm", "unix-hotplug", "usb")
+        ),
         ({"ro ot": {"type": "none"}}, '"ro ot": Name can only contain alphanumeric, forward slash, hyphen, colon'),
         ({"../x": {"type": "none"}}, '"../x": Name can only contain'),
     ],

@@ -84,16 +84,25 @@ async def test_running_instances_follow_their_profiles(machine):
     await until(lambda: "apply_limits c1" in machine.driver.calls)
 
 
-async def test_other_devices_than_disks_stay_while_it_runs(machine):
+async def test_types_of_devices_that_no_driver_has_are_refused_running_or_not(machine):
     life = machine.instances.life
     await machine.create(start=True)
-    disk = {"d": {"type": "gpu"}}
-    with pytest.raises(BadRequestError, match='Device "d" can only be changed while the instance is stopped'):
-        await life.update("default", "c1", put_of(machine, devices=disk))
-    root = {"root": {"type": "disk", "path": "/", "pool": "local", "size": "1GiB"}}
-    await life.update("default", "c1", put_of(machine, devices=root))
+    text = 'Invalid devices: Device validation failed for "g": Unsupported device type "gpu"'
+    with pytest.raises(BadRequestError) as running:
+        await life.update("default", "c1", put_of(machine, devices={"g": {"type": "gpu"}}))
     await life.change_state("default", "c1", InstanceStatePut(action="stop", force=True))
-    await life.update("default", "c1", put_of(machine, devices=disk))
+    with pytest.raises(BadRequestError) as stopped:
+        await life.update("default", "c1", put_of(machine, devices={"g": {"type": "gpu"}}))
+    assert str(running.value) == str(stopped.value) == text
+
+
+async def test_the_size_of_the_root_disk_may_change_while_it_runs(machine):
+    life = machine.instances.life
+    await machine.create(start=True)
+    root = {"type": "disk", "path": "/", "pool": "local"}
+    await life.update("default", "c1", put_of(machine, devices={"root": {**root, "size": "1GiB"}}))
+    with pytest.raises(BadRequestError, match='Device "root" can only be changed while the instance is stopped'):
+        await life.update("default", "c1", put_of(machine, devices={"root": {**root, "readonly": "true"}}))
 
 
 async def test_bad_updates_change_nothing(machine):

@@ -50,6 +50,10 @@ async def test_life_of_a_profile(kit):
             'Device validation failed for "eth0": Failed loading device "eth0": Unsupported device type',
         ),
         (
+            ProfilesPost(name="p", devices={"g": {"type": "gpu"}}),
+            'Device validation failed for "g": Unsupported device type "gpu"',
+        ),
+        (
             ProfilesPost(name="p", devices={"eth0": {"type": "nic"}}),
             'Device validation failed for "eth0": Failed loading device "eth0": Unsupported device type',
         ),

@@ -222,6 +222,7 @@ class InstanceActor(Actor):
             return
         if status is RunStatus.RUNNING:
             raise BadRequestError("The instance is already running")
+        await nics.check_start(self._host, record)
         record = await nics.with_volatile(self._host, record)
         await nics.networks_ready(self._host, self.context.system, record)
         await self._activate(record)
@@ -385,6 +386,7 @@ class InstanceActor(Actor):
         devices = {name: dict(device) for name, device in message.devices.items()}
         change, keys = nics.with_volatile_change(self._host, before, message.change, message.config, devices)
         after = replace(before, expanded_config={**message.config, **keys}, expanded_devices=devices)
+        await nics.check_change(self._host, before, after)
         running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
         if running:
             check_hotplug(before.expanded_devices, message.devices)

@@ -1,10 +1,11 @@
-"""What an InstanceActor does for the nics of its instance: volatile keys, networks that work, names on the host.
+"""What an InstanceActor does for its instance's nics: volatile keys, working networks, no conflicts, host names.
 
 Owns no state; called by actors/instance.py before a start, before nics are plugged in, and after either.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,14 +14,20 @@ from typing import Final
 from incus_actors.actors.host import Host
 from incus_actors.actors.network_messages import NETWORKS_PATH, NicsReady
 from incus_actors.actors.system import ActorSystem
+from incus_actors.domain import nic_conflicts
 from incus_actors.domain import transactions_instances as transactions
-from incus_actors.domain.nics import Devices, missing_volatile, stale_volatile
+from incus_actors.domain.nics import Devices, NetworkFacts, missing_volatile, stale_volatile
 from incus_actors.domain.transactions_instances import InstanceChange
 from incus_actors.drivers.base import DriverError, NetworkInterface
-from incus_actors.errors import ApiError
+from incus_actors.errors import ApiError, UnavailableError
+from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries.instances import InstanceRecord
 
+_log = logging.getLogger(__name__)
+
 READY_S: Final = 60.0
+BARRIER_S: Final = 5.0
 
 
 def _nics(record: InstanceRecord) -> dict[str, dict[str, str]]:
@@ -49,6 +56,37 @@ def with_volatile_change(
     stale = stale_volatile(change.config, before.expanded_devices, devices)
     kept = {key: value for key, value in change.config.items() if key not in stale}
     return replace(change, config={**kept, **keys}), keys
+
+
+async def check_start(host: Host, record: InstanceRecord) -> None:
+    """Raise BadRequestError if a nic of an instance gets in the way of another."""
+    await _check_conflicts(host, record, dict.fromkeys(_nics(record), "start"))
+
+
+async def check_change(host: Host, before: InstanceRecord, after: InstanceRecord) -> None:
+    """Raise BadRequestError if a new or changed nic of an instance gets in the way of another."""
+    old = _nics(before)
+    changed = {name for name, nic in _nics(after).items() if nic != old.get(name)}
+    await _check_conflicts(host, after, {name: "update" if name in old else "add" for name in changed})
+
+
+async def _check_conflicts(host: Host, record: InstanceRecord, stages: Mapping[str, str]) -> None:
+    if not stages:
+        return
+    wanted = nic_conflicts.static_addresses({name: record.expanded_devices[name] for name in stages})
+    if wanted:  # what any member has answered counts; without a quorum, what is known here
+        try:
+            await host.consensus().read_barrier(timeout_s=BARRIER_S)
+        except UnavailableError as error:
+            _log.info("instance %s: addresses given out elsewhere may be unknown: %s", record.name, error)
+    with host.database().snapshot() as snapshot:
+        used = queries.static_addresses(snapshot) if wanted else []
+        having = {instance_id for instance_id, address in used if nic_conflicts.canonical(address) in wanted}
+        found = [queries.by_id(snapshot, instance_id) for instance_id in sorted(having - {record.id})]
+        rows = network_queries.networks(snapshot)
+    others = [other.expanded_devices for other in found if other is not None and other.phase != "deleting"]
+    networks = {row.name: NetworkFacts(row.name, row.type, row.config_on(host.member_id())) for row in rows}
+    nic_conflicts.check_conflicts(record.name, record.expanded_devices, stages, others, networks)
 
 
 async def networks_ready(host: Host, system: ActorSystem, record: InstanceRecord) -> None:

@@ -8,12 +8,14 @@ import os
 import pytest
 from instance_kit import machines, until
 
+from incus_actors.actors import nics
 from incus_actors.actors.host import INSTANCES_PATH
 from incus_actors.actors.instance_messages import Delete, Restart, Start, Stop
 from incus_actors.actors.instances import ActorFor
 from incus_actors.domain.instance_config import PHASE_KEY
 from incus_actors.drivers.base import DriverError, RunStatus
 from incus_actors.errors import ApiError, BadRequestError
+from incus_actors.model.instances import InstancePatch
 from incus_actors.tasks import spawn
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images with owners: run as root")
@@ -173,3 +175,50 @@ async def test_nothing_is_done_to_an_instance_that_moved_away(machine):
         with pytest.raises(ApiError, match="Instance not found"):
             await ref.ask(message, deadline_s=5)
     assert machine.volume("c1").exists()
+
+
+@pytest.fixture
+async def nics_machine(machine, monkeypatch):
+    async def ready(*_):
+        return None
+
+    monkeypatch.setattr(nics, "networks_ready", ready)
+    await machine.execute(
+        "INSERT INTO networks (project_id, name, description, state, type) VALUES (1, 'b1', '', 1, 0)", topic="networks"
+    )
+    await machine.execute(
+        "INSERT INTO networks_config (network_id, key, value) VALUES (1, 'ipv4.address', '10.0.0.1/24')"
+    )
+    return machine
+
+
+async def test_one_whose_address_another_instance_has_does_not_start(nics_machine):
+    machine = nics_machine
+    nic = {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9"}
+    await machine.create("c1", start=True, devices={"eth0": nic})
+    await machine.create("c2", devices={"eth0": nic})
+    with pytest.raises(BadRequestError) as refused:
+        await (await actor(machine, "c2")).ask(Start(), deadline_s=5)
+    assert str(refused.value) == (
+        'Failed start validation for device "eth0": IP address "10.0.0.9" already defined on another NIC'
+    )
+    assert "c2" not in machine.driver.running
+    life = machine.instances.life
+    await life.patch("default", "c2", InstancePatch(devices={"eth0": {**nic, "ipv4.address": "10.0.0.8"}}))
+    await (await actor(machine, "c2")).ask(Start(), deadline_s=5)
+    with pytest.raises(ApiError, match=r'^Failed update validation for device "eth0": IP address "10.0.0.9" already'):
+        await life.patch("default", "c2", InstancePatch(devices={"eth0": nic}))
+    assert life.get("default", "c2").devices["eth0"]["ipv4.address"] == "10.0.0.8"
+
+
+async def test_the_address_of_a_profile_counts_for_every_instance_that_has_it(nics_machine):
+    machine = nics_machine
+    await machine.execute("INSERT INTO profiles_devices (profile_id, name, type) VALUES (1, 'eth0', 1)")
+    for key, value in (("network", "b1"), ("ipv4.address", "10.0.0.9")):
+        await machine.execute(
+            "INSERT INTO profiles_devices_config (profile_device_id, key, value) VALUES (2, ?, ?)", key, value
+        )
+    await machine.create("c1", start=True)
+    await machine.create("c2")
+    with pytest.raises(BadRequestError, match="already defined on another NIC"):
+        await (await actor(machine, "c2")).ask(Start(), deadline_s=5)

@@ -125,6 +125,19 @@ def using_profile(db: Reader, profile_id: int) -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in rows]
 
 
+def static_addresses(db: Reader) -> list[tuple[int, str]]:
+    """Return (instance id, address) of every address in the devices of instances and in those of their profiles."""
+    keys = "c.key IN ('ipv4.address', 'ipv6.address')"
+    rows = db.query(
+        "SELECT d.instance_id, c.value FROM instances_devices_config c"
+        f" JOIN instances_devices d ON d.id = c.instance_device_id WHERE {keys}"
+        " UNION SELECT u.instance_id, c.value FROM profiles_devices_config c"
+        " JOIN profiles_devices d ON d.id = c.profile_device_id"
+        f" JOIN instances_profiles u ON u.profile_id = d.profile_id WHERE {keys} ORDER BY 1, 2"
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
 def settings_fingerprint(db: Reader, instance_id: int) -> tuple[tuple[Value, ...], ...]:
     """Return what `transactions_instances.fingerprint_guard` compares: nobody changed the settings meanwhile."""
     return tuple(tuple(row) for row in db.query(FINGERPRINT_SQL, (instance_id,) * 4))

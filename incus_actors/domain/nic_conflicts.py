@@ -1,4 +1,4 @@
-"""Rules between nics on one managed bridge: each static address once.
+"""Rules between nics on one managed bridge: each static address once, each name in DNS once per instance.
 
 Owns what is decided from data alone, with Incus' texts. Used by the actors of instances, which know the other
 instances; pure.
@@ -49,6 +49,11 @@ def _problem(instance: str, name: str, devices: Devices, elsewhere: set[tuple[st
     if not bridge:
         return ""
     beside = [other for other in sorted(devices) if other != name and _bridge(devices[other], networks) == bridge]
+    if beside and networks[bridge].config.get("dns.mode") != "none":
+        return (
+            f'Instance DNS name "{instance}" conflict between "{name}" and "{beside[0]}" because both are connected to'
+            " same network"
+        )
     taken = elsewhere.union(*(_uses(devices[other], networks) for other in beside))
     for key in ADDRESS_KEYS:
         address = devices[name].get(key, "")

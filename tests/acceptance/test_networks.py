@@ -108,17 +108,30 @@ def test_a_static_address(incus) -> None:
         'Error: Invalid devices: Device validation failed for "eth0": '
         'Device IP address "10.9.0.1" not within network "br0" subnet'
     )
+    incus("create", "tiny", "same", "-d", "eth0,ipv4.address=10.140.0.200", "--target", "m1")
+    try:
+        assert incus.fails("start", "same").startswith(
+            'Error: Failed start validation for device "eth0": IP address "10.140.0.200" already defined on another NIC'
+        )
+    finally:
+        incus("delete", "same")
 
 
 def test_nics_come_and_go_while_it_runs(incus) -> None:
     def inside() -> str:
         return incus("exec", "n1a", "--", "ip", "-o", "link")
 
-    incus("network", "attach", "br0", "n1a", "more", "eth7")
+    assert incus.fails("network", "attach", "br0", "n1a", "more", "eth7") == (
+        'Error: Failed add validation for device "more": Instance DNS name "n1a" conflict between "more" and "eth0"'
+        " because both are connected to same network"
+    )
+    incus("network", "create", "br2", "ipv4.address=none", "ipv6.address=none")
+    incus("network", "attach", "br2", "n1a", "more", "eth7")
     assert "eth7" in inside()
     incus("config", "device", "set", "n1a", "more", "limits.max=8Mbit")
-    incus("network", "detach", "br0", "n1a", "more")
+    incus("network", "detach", "br2", "n1a", "more")
     assert "eth7" not in inside()
+    incus("network", "delete", "br2")
     incus("config", "device", "add", "n1a", "p", "nic", "nictype=p2p", "name=p0")
     assert "p0" in inside()
     config = json.loads(incus("query", "/1.0/instances/n1a"))["config"]

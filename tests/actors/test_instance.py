@@ -222,3 +222,20 @@ async def test_the_address_of_a_profile_counts_for_every_instance_that_has_it(ni
     await machine.create("c2")
     with pytest.raises(BadRequestError, match="already defined on another NIC"):
         await (await actor(machine, "c2")).ask(Start(), deadline_s=5)
+
+
+async def test_a_second_nic_on_a_network_is_refused_when_it_is_added_or_at_the_start(nics_machine):
+    machine = nics_machine
+    nic = {"type": "nic", "network": "b1"}
+    await machine.create("c1", devices={"eth1": nic})
+    life = machine.instances.life
+    with pytest.raises(ApiError) as refused:
+        await life.patch("default", "c1", InstancePatch(devices={"eth9": nic}))
+    assert str(refused.value) == (
+        'Failed add validation for device "eth9": Instance DNS name "c1" conflict between "eth9" and "eth1" because'
+        " both are connected to same network"
+    )
+    assert list(life.get("default", "c1").devices) == ["eth1"]
+    await machine.create("c2", devices={"eth0": nic, "eth1": nic})  # as a real Incus
+    with pytest.raises(BadRequestError, match=r'^Failed start validation for device "eth0": Instance DNS name "c2"'):
+        await (await actor(machine, "c2")).ask(Start(), deadline_s=5)

@@ -23,6 +23,14 @@ def refusal(devices, stages, *others) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize("added", [B1, {"type": "nic", "nictype": "bridged", "parent": "b1"}])
+def test_an_instance_has_one_name_on_a_network(added):
+    assert refusal({"eth1": B1, "eth9": added}, {"eth9": "add"}) == (
+        'Failed add validation for device "eth9": Instance DNS name "c1" conflict between "eth9" and "eth1"'
+        " because both are connected to same network"
+    )
+
+
 def test_an_address_is_given_once_per_network():
     text = 'Failed start validation for device "eth0": IP address "10.0.0.9" already defined on another NIC'
     assert refusal({"eth0": FIXED}, {"eth0": "start"}, {"x": FIXED}) == text
@@ -50,6 +58,10 @@ def test_an_address_is_given_once_per_network():
 )
 def test_what_is_fine(devices, other):
     check_conflicts("c1", devices, dict.fromkeys(devices, "start"), [{"x": other}], NETWORKS)
+
+
+def test_only_what_is_new_is_looked_at():
+    check_conflicts("c1", {"a": B1, "b": B1, "c": B2}, {"c": "add"}, [], NETWORKS)
 
 
 def test_static_addresses():

@@ -48,6 +48,7 @@ _DISK_OPTIONS = frozenset(
     "path source pool size size.state readonly required recursive shift propagation limits.read limits.write "
     "limits.max raw.mount.options boot.priority io.bus io.cache initial.uid initial.gid initial.mode type".split()
 )
+PROPAGATIONS: Final = frozenset("private shared slave unbindable rprivate rshared rslave runbindable".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,8 @@ def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
         raise BadRequestError('Root disk entry must have a "pool" property set')
     if source and not device.get("pool") and not source.startswith("/"):
         raise BadRequestError("Source path must be absolute for local sources")
+    if device.get("propagation") and device["propagation"] not in PROPAGATIONS:
+        raise BadRequestError(f'Invalid propagation mode "{device["propagation"]}"')
     if path in paths:
         raise BadRequestError(f'More than one disk device uses the same path "{path}"')
     if path:

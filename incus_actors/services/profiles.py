@@ -10,7 +10,14 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
-from incus_actors.domain.instances import DEVICE_TYPES, SUPPORTED_TYPES, ProfileLayer, is_root_disk, root_giver
+from incus_actors.domain.instances import (
+    DEVICE_TYPES,
+    PROPAGATIONS,
+    SUPPORTED_TYPES,
+    ProfileLayer,
+    is_root_disk,
+    root_giver,
+)
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
@@ -269,6 +276,8 @@ def _disk_problem(device: Mapping[str, str]) -> str:
     unknown = sorted(device.keys() - _DISK_OPTIONS)
     if unknown:
         return f'Invalid device option "{unknown[0]}"'
+    if device.get("propagation") and device["propagation"] not in PROPAGATIONS:
+        return f'Invalid propagation mode "{device["propagation"]}"'
     if device.get("path") == "/" and not device.get("source"):
         return "" if device.get("pool") else 'Root disk entry must have a "pool" property set'
     if not device.get("source") and not device.get("pool"):

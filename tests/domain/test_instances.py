@@ -59,6 +59,10 @@ def test_the_root_disk_is_given_by_the_last_profile_or_by_the_instance():
         ({"d": {**ROOT, "foo": "x"}}, '"d": Invalid device option "foo"'),
         ({"root": {"type": "disk", "path": "/"}}, '"root": Root disk entry must have a "pool" property set'),
         ({"root": {**ROOT, "size": "foo"}}, '"root": Invalid value for device option "size": Invalid value: foo'),
+        (
+            {"d": {"type": "disk", "source": "/a", "path": "/b", "propagation": "foo"}},
+            '"d": Invalid propagation mode "foo"',
+        ),
         ({"a": ROOT, "b": ROOT}, '"b": More than one disk device uses the same path "/"'),
         ({"d": {"type": "foo"}}, '"d": Failed loading device "d": Unsupported device type'),
         *(
@@ -79,7 +83,7 @@ def test_devices_that_are_fine():
     check_expanded_devices(
         {
             "root": ROOT,
-            "d": {"type": "disk", "source": "/a", "path": "/b", "user.x": "1"},
+            "d": {"type": "disk", "source": "/a", "path": "/b", "propagation": "rslave", "user.x": "1"},
             "a/b:c_d.e": {"type": "none"},
         }
     )

@@ -73,6 +73,10 @@ async def test_life_of_a_profile(kit):
             'Device validation failed for "root": Root disk entry must have a "pool" property set',
         ),
         (
+            ProfilesPost(name="p", devices={"d": {"type": "disk", "path": "/m", "source": "/t", "propagation": "x"}}),
+            'Device validation failed for "d": Invalid propagation mode "x"',
+        ),
+        (
             ProfilesPost(name="p", devices={"d": {"type": "disk", "path": "/m", "source": "/t", "foo": "b"}}),
             'Device validation failed for "d": Invalid device option "foo"',
         ),

@@ -29,8 +29,8 @@ def number_of(device: Mapping[str, str]) -> tuple[int, int] | None:
 
     Raises DriverError.
     """
-    if device.get("major") or device.get("minor"):
-        return int(device.get("major") or 0), int(device.get("minor") or 0)
+    if device.get("major") and device.get("minor"):
+        return int(device["major"]), int(device["minor"])
     path = paths_of(device)[0]
     wanted = stat.S_ISCHR if device["type"] == "unix-char" else stat.S_ISBLK
     try:
@@ -41,6 +41,8 @@ def number_of(device: Mapping[str, str]) -> tuple[int, int] | None:
                 "The required device path doesn't exist and the major and minor settings are not specified"
             ) from None
         return None
+    if device.get("major") or device.get("minor"):
+        raise DriverError(f"Both major and minor must be supplied for device: {path}")
     if not wanted(found.st_mode):
         raise DriverError(f"Path specified is not a {device['type']} device")
     return os.major(found.st_rdev), os.minor(found.st_rdev)

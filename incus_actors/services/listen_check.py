@@ -42,6 +42,12 @@ async def check_bind(key: str, address: str, current: Mapping[str, str]) -> None
         raise MemberError(f"{what} {shown}: bind: {reason}") from None
 
 
+async def check_resolves(key: str, address: str) -> None:
+    """Return if `address` means a place, for what is never listened on here. Raises BadRequestError."""
+    host, _ = split_address(address)
+    await _resolve(key, address, host, 0)
+
+
 async def _resolve(key: str, address: str, host: str, port: int) -> tuple[int, tuple[str, int]]:
     if is_wildcard(host):
         return (socket.AF_INET, ("0.0.0.0", port)) if host == "0.0.0.0" else (socket.AF_INET6, ("::", port))  # noqa: S104

@@ -25,6 +25,9 @@ from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
+#: Addresses of services that we don't have: they are only kept, but must mean something.
+_NEVER_BOUND = ("core.bgp_address", "core.debug_address", "core.dns_address", "core.storage_buckets_address")
+
 #: Gets the names of the changed keys and the whole configuration of this member.
 ConfigHook = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
 
@@ -197,4 +200,8 @@ class ServerConfigService:
             address = new.get(key, "")
             if address and address != old.get(key, ""):
                 await self._check_bind(key, address, old)
+        for key in _NEVER_BOUND:
+            address = new.get(key, "")
+            if address and address != old.get(key, ""):
+                await listen_check.check_resolves(key, address)
         return "" if moved_to == self._identity.address else moved_to

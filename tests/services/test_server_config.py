@@ -65,6 +65,17 @@ async def test_an_address_that_cannot_be_bound_is_not_stored(kit):
     assert kit.bound == []  # the same address needs no trial
 
 
+async def test_an_address_that_is_only_kept_must_resolve(kit):
+    config = kit.services.config
+    for address in ("foo.invalid", "foo.invalid:8444"):
+        with pytest.raises(BadRequestError) as refused:
+            await config.patch({"core.debug_address": address})
+        assert str(refused.value) == f"cannot set 'core.debug_address' to '{address}': Couldn't resolve \"foo.invalid\""
+    await config.patch({"core.debug_address": "127.0.0.1:7777", "core.dns_address": ":53"})
+    assert config.configured("core.debug_address") == "127.0.0.1:7777"
+    assert kit.bound == []
+
+
 async def test_cluster_address_cannot_change_once_clustered(kit):
     config = kit.services.config
     await config.patch({"cluster.https_address": "127.0.0.1:8443"})

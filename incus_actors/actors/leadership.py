@@ -63,6 +63,10 @@ class LeadershipActor(Actor):
                 log.info("leading term %d", term)
                 await self.context.spawn_child(ChildSpec(WORK, lambda: LeaderActor(tools, term), "permanent"))
                 await self.context.spawn_child(
-                    ChildSpec(PLACEMENT, lambda: PlacementActor(tools.database, tools.monotonic_s), "permanent")
+                    ChildSpec(
+                        PLACEMENT,
+                        lambda: PlacementActor(tools.consensus, tools.database, tools.monotonic_s),
+                        "permanent",
+                    )
                 )
         return None

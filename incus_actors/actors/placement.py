@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from incus_actors.actors.actor import Actor
 from incus_actors.actors.leader_messages import Placed, PlaceInstance
+from incus_actors.consensus.api import Consensus
 from incus_actors.domain.placement import Reservations
 from incus_actors.state.queries import cluster as cluster_queries
 from incus_actors.state.queries import instances as instance_queries
@@ -20,10 +21,28 @@ from incus_actors.state.reader import Reader
 class PlacementActor(Actor):
     """Chooses among members that the asker has found fit."""
 
-    def __init__(self, database: Reader, monotonic_s: Callable[[], float]) -> None:
+    def __init__(self, consensus: Consensus, database: Reader, monotonic_s: Callable[[], float]) -> None:
+        self._consensus = consensus
         self._database = database
         self._monotonic_s = monotonic_s
         self._reservations = Reservations()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    async def started(self) -> None:
+        """Follow the rows."""
+        self._unsubscribe = self._consensus.subscribe_applied(self._applied)
+
+    async def stopped(self, reason: str) -> None:
+        """Follow them no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    def _applied(self, _index: int, topics: frozenset[str]) -> None:
+        if "instances" in topics:
+            self._reservations.settle(has_row=self._has_row, now_s=self._monotonic_s())
+
+    def _has_row(self, key: tuple[str, str]) -> bool:
+        return instance_queries.place(self._database, *key) is not None
 
     async def receive(self, message: object) -> object:
         """Answer PlaceInstance."""
@@ -33,7 +52,7 @@ class PlacementActor(Actor):
             (message.project, message.name),
             message.members,
             cluster_queries.instance_counts(self._database),
-            has_row=lambda key: instance_queries.place(self._database, *key) is not None,
+            has_row=self._has_row,
             now_s=self._monotonic_s(),
         )
         return Placed(tuple(order))

@@ -88,11 +88,8 @@ class Reservations:
         `key`: project and name of the new instance; `counts`: rows of each member; `has_row`: whether such an
         instance is among them; `now_s`: a monotonic clock.
         """
-        self._placed = {
-            other: (member, until)
-            for other, (member, until) in self._placed.items()
-            if other != key and until > now_s and not has_row(other)
-        }
+        self._placed.pop(key, None)
+        self.settle(has_row=has_row, now_s=now_s)
         load = dict(counts)
         for member, _ in self._placed.values():
             load[member] = load.get(member, 0) + 1
@@ -100,3 +97,10 @@ class Reservations:
         if order and len(self._placed) < RESERVATIONS_MAX:
             self._placed[key] = (order[0], now_s + RESERVED_S)
         return order
+
+    def settle(self, *, has_row: Callable[[tuple[str, str]], bool], now_s: float) -> None:
+        """Forget what has a row by now, or will never have one. To be called whenever instances have changed: one that
+        comes and goes unseen would count until its time is up."""
+        self._placed = {
+            key: (member, until) for key, (member, until) in self._placed.items() if until > now_s and not has_row(key)
+        }

@@ -68,3 +68,17 @@ def test_what_has_been_placed_counts_until_it_has_a_row_or_failed():
     assert choose_for("c", {1: 1}) == [1, 2]  # a: a row of 1; b: reserved at 2
     assert choose_for("d", {1: 1}) == [2, 1]
     assert choose_for("e", {1: 1}, RESERVED_S + 1) == [2, 1]  # b, c and d never came
+
+
+def test_an_instance_that_came_and_went_is_not_waited_for():
+    rows = set()
+    book = Reservations()
+
+    def choose_for(name):
+        return book.choose(("default", name), [1, 2], {}, has_row=rows.__contains__, now_s=0.0)
+
+    assert choose_for("a") == [1, 2]
+    rows.add(("default", "a"))
+    book.settle(has_row=rows.__contains__, now_s=1.0)
+    rows.clear()
+    assert choose_for("b") == [1, 2]

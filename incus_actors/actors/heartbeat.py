@@ -204,7 +204,7 @@ class HeartbeatActor(Actor):
                 if message.member_id == self.context.sender_member:
                     self._table.record(message, self._own().member_id)
             case LinkUp(member_id=member_id):
-                self._tell([member_id])
+                self._tell(self._own(), [member_id])
             case Tick():
                 if time.monotonic() - self._told_at_s >= self._due_s():
                     self._tell_all()
@@ -218,16 +218,15 @@ class HeartbeatActor(Actor):
 
     def _tell_all(self) -> None:
         self._told_at_s = time.monotonic()
-        own_id = self._own().member_id
-        peers = [peer for peer in self._peers() if peer != own_id]
+        own = self._own()
+        peers = [peer for peer in self._peers() if peer != own.member_id]
         self._table.forget(peers)
         for peer in peers:
             self._table.watch(peer)
         if peers:
-            self._tell(peers)
+            self._tell(own, peers)
 
-    def _tell(self, peers: Sequence[int]) -> None:
-        own = self._own()
+    def _tell(self, own: OwnFacts, peers: Sequence[int]) -> None:
         host = self._host()
         software, schema, api_extensions = self._version
         beat = Beat(

@@ -191,9 +191,11 @@ def disk_refuses(node: Node, leadership: Leadership) -> bool:
     """
     if node.low_on_disk():
         return True
-    minimum, heard_since = node.limits.min_free_kib, node.now - node.timing.election_max_ms
-    peers = leadership.progress.items()
+    minimum, peers = node.limits.min_free_kib, leadership.progress.items()
     low = {member for member, progress in peers if progress.free_kib < minimum}
+    if not low:
+        return False  # every proposal comes by here, and as a rule this far
+    heard_since = node.now - node.timing.election_max_ms
     helpless = {member for member, progress in peers if progress.free_kib < minimum // HELPLESS_PART}
     silent = {member for member, progress in peers if progress.contact_ms < heard_since}
     return any(2 * len(voters & low) > len(voters) for voters in node.voter_sets) or (

@@ -128,6 +128,17 @@ def check_expanded_devices(devices: Devices, networks: Networks | None = None, *
     check_names(devices)
 
 
+def unsupported(kind: str) -> str:
+    """Return what is said of a known type of devices that no driver can give, "" of any other; of profiles, too."""
+    return "" if kind in SUPPORTED_TYPES else f'Unsupported device type "{kind}"'
+
+
+def bad_propagation(device: Mapping[str, str]) -> str:
+    """Return what is said of a disk's `propagation` that is none, "" if it is one; of profiles, too."""
+    mode = device.get("propagation", "")
+    return f'Invalid propagation mode "{mode}"' if mode and mode not in PROPAGATIONS else ""
+
+
 def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9/:_.-]{1,64}", name) or ".." in name.split("/"):
         raise BadRequestError(
@@ -136,8 +147,8 @@ def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -
     kind = device.get("type", "")
     if kind not in DEVICE_TYPES:
         raise BadRequestError(f'Failed loading device "{name}": Unsupported device type')
-    if kind not in SUPPORTED_TYPES:
-        raise BadRequestError(f'Unsupported device type "{kind}"')
+    if problem := unsupported(kind):
+        raise BadRequestError(problem)
     if kind == "disk":
         _check_disk(device, paths)
     elif kind == "proxy":
@@ -162,8 +173,8 @@ def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
         raise BadRequestError('Root disk entry must have a "pool" property set')
     if source and not device.get("pool") and not source.startswith("/"):
         raise BadRequestError("Source path must be absolute for local sources")
-    if device.get("propagation") and device["propagation"] not in PROPAGATIONS:
-        raise BadRequestError(f'Invalid propagation mode "{device["propagation"]}"')
+    if problem := bad_propagation(device):
+        raise BadRequestError(problem)
     if path in paths:
         raise BadRequestError(f'More than one disk device uses the same path "{path}"')
     if path:

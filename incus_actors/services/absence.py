@@ -40,6 +40,11 @@ class Absence:
         return [member for member, since_s in self._since_s.items() if now_s - since_s >= self._grace_s]
 
 
+def peer_failed(address: object, reason: object) -> MemberError:
+    """Return what Incus says of a member that could not do its share (500)."""
+    return MemberError(f"failed to notify peer {address}: {reason}")
+
+
 def peer_down(address: object) -> MemberError:
     """Return what Incus says of a member that doesn't answer (500)."""
     return MemberError(f"peer node {address} is down")

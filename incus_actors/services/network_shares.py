@@ -18,7 +18,7 @@ from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_networks as transactions
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.identity import Identity
-from incus_actors.services.absence import peer_down
+from incus_actors.services.absence import peer_down, peer_failed
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.networks import NOT_LOADED
 from incus_actors.services.proposing import TransactionConflictError, propose
@@ -126,7 +126,7 @@ class NetworkShares:
             if state is NetworkState.ERRORED:
                 reason = row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Network is in an error state")
                 if member_id != self._identity.member_id:
-                    reason = f"failed to notify peer {self._address(member_id)}: {reason}"
+                    raise peer_failed(self._address(member_id), reason)
                 raise MemberError(reason)
 
     # -- changing -----------------------------------------------------------------------------------------------------
@@ -175,5 +175,5 @@ class NetworkShares:
         except ApiError as error:
             if member_id == self._identity.member_id:
                 return error
-            return MemberError(f"failed to notify peer {self._address(member_id)}: {error}")
+            return peer_failed(self._address(member_id), error)
         return None

@@ -19,6 +19,7 @@ from incus_actors.domain import transactions_storage as transactions
 from incus_actors.drivers.base import PoolSpec, Usage
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.identity import Identity
+from incus_actors.services.absence import peer_failed
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.proposing import TransactionConflictError, propose
 from incus_actors.state.queries import storage as queries
@@ -318,7 +319,7 @@ class PoolKeeper:
         if failed:
             reason = self._reason(row, failed[0])
             if failed[0] != self._identity.member_id:
-                reason = f"failed to notify peer {member_address(self._database, failed[0])}: {reason}"
+                raise peer_failed(member_address(self._database, failed[0]), reason)
             raise MemberError(reason)
         missing = [id_ for id_, state in row.members.items() if state is not wanted]
         return None if wanted is not None and row.state is wanted and not missing else missing

@@ -12,11 +12,11 @@ from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
 from incus_actors.domain.instances import (
     DEVICE_TYPES,
-    PROPAGATIONS,
-    SUPPORTED_TYPES,
     ProfileLayer,
+    bad_propagation,
     is_root_disk,
     root_giver,
+    unsupported,
 )
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
@@ -255,8 +255,8 @@ def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str,
         problem = "Missing device type in config"
     elif kind not in DEVICE_TYPES:
         problem = "Unsupported device type"
-    elif kind not in SUPPORTED_TYPES:
-        return f'Unsupported device type "{kind}"'
+    elif refusal := unsupported(kind):
+        return refusal
     elif kind == "nic":
         problem = _nic_problem(device, networks, project)
     elif kind == "disk":
@@ -276,8 +276,8 @@ def _disk_problem(device: Mapping[str, str]) -> str:
     unknown = sorted(device.keys() - _DISK_OPTIONS)
     if unknown:
         return f'Invalid device option "{unknown[0]}"'
-    if device.get("propagation") and device["propagation"] not in PROPAGATIONS:
-        return f'Invalid propagation mode "{device["propagation"]}"'
+    if refusal := bad_propagation(device):
+        return refusal
     if device.get("path") == "/" and not device.get("source"):
         return "" if device.get("pool") else 'Root disk entry must have a "pool" property set'
     if not device.get("source") and not device.get("pool"):

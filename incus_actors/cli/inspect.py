@@ -1,6 +1,6 @@
-"""`incus-actors actors` and `incus-actors raft status`: look into a running daemon.
+"""`incus-actors actors`, `incus-actors raft status` and `raft check`: look into a running daemon.
 
-Reads /internal/* over the unix socket of $INCUS_DIR; owns the presentation only.
+Asks /internal/* over the unix socket of $INCUS_DIR; owns the presentation only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from incus_actors.lab.client import RequestFailedError, UnixClient
 from incus_actors.settings import incus_directory
 
 
-def fetch(path: str) -> Any:
-    """Return the metadata of a GET, or end with what to do."""
+def fetch(path: str, method: str = "GET") -> Any:
+    """Return the metadata of an answer, or end with what to do."""
     socket = incus_directory() / "unix.socket"
     try:
-        return UnixClient(socket).get(path, timeout_s=10)
+        return UnixClient(socket).request(method, path, timeout_s=15)
     except OSError as problem:
         raise click.ClickException(
             f"no daemon answers at {socket} ({problem}); set INCUS_DIR to its directory, or start incus-actorsd"
@@ -85,6 +85,14 @@ def status(as_json: bool) -> None:
     _print_numbers(console, facts)
     for row in answer["journal"][-8:]:
         console.print(f"  term {row['term']}: {row['role']}, leader {row['leader'] or 'none'} ({row['cause']})")
+
+
+@raft.command()
+def check() -> None:
+    """Let all members compare their whole databases now; they do so once a day by themselves."""
+    found = fetch("/internal/raft/check", "POST")
+    click.echo(f"at entry {found['index']} the database here is {found['hash']}")
+    click.echo("a member whose database differs from the majority's there leaves, and is installed again by itself")
 
 
 def print_whole(console: Console, table: Table) -> None:

@@ -63,6 +63,14 @@ class RoleChange:
     monotonic_ns: int  #: when the core said so
 
 
+@dataclass(frozen=True, slots=True)
+class StateCheck:
+    """What this member's whole state was at an index (`hash`: 16 bytes); a healthy member has the same there."""
+
+    index: Index
+    hash: bytes
+
+
 class Consensus(Protocol):
     """Propose, read, change members. Raises UnavailableError (nobody leads until the deadline),
     OutcomeUnknownError (proposed, but no answer until the deadline)."""
@@ -78,6 +86,9 @@ class Consensus(Protocol):
         self, transaction: Transaction, *, timeout_s: float = 10.0, proposal_id: bytes | None = None
     ) -> Outcome:
         """Replicate, apply here, return the outcome (conflicts and errors are outcomes, not exceptions)."""
+
+    async def check_state(self) -> StateCheck:
+        """Let every member hash its whole state at one index, so that one which differs is found out."""
 
     async def read_barrier(self, *, timeout_s: float = 5.0) -> Index:
         """Return once a local read is linearizable (ReadIndex). Calls made together share one round."""

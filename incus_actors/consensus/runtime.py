@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from incus_actors import tasks
 from incus_actors.clock import Clock, SystemClock
-from incus_actors.consensus import bootstrap, sessions
+from incus_actors.consensus import bootstrap
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.admission import Admission
-from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange
+from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange, StateCheck
 from incus_actors.consensus.audience import ALL_TOPICS, Audience
 from incus_actors.consensus.engine import Engine, EngineSettings
 from incus_actors.consensus.inbox import Inbox
@@ -39,15 +39,14 @@ from incus_actors.consensus.types import (
     RaftRole,
     Timing,
 )
+from incus_actors.consensus.upkeep import Upkeep
 from incus_actors.errors import BadRequestError, ConflictError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.apply import TOO_OLD
-from incus_actors.state.codec import encode_expire
 from incus_actors.state.database import Database
 
 log = logging.getLogger(__name__)
 
-_EXPIRE_EVERY_S = 15.0
 _FULL_READ_S = 0.5  #: a member that waits for disk space has caught up by then, or not for long
 _ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
 
@@ -90,7 +89,8 @@ class ConsensusRuntime(Consensus):
         self._read_round: list[asyncio.Future[fx.Resolve]] = []
         self._read_deadline_ms = 0
         self._audience = Audience()
-        self._upkeep: asyncio.Task[None] | None = None
+        self.upkeep = Upkeep(self.database, self._clock, self.status, self._propose_upkeep)
+        self._upkeep_task: asyncio.Task[None] | None = None
         self._stopped = False
         self._halted = ""
 
@@ -114,7 +114,7 @@ class ConsensusRuntime(Consensus):
             self._engine = None
             engine.request_stop()
             raise
-        self._upkeep = tasks.spawn(self._expire_sessions(), name="consensus-upkeep")
+        self._upkeep_task = tasks.spawn(self.upkeep.run(), name="consensus-upkeep")
 
     async def stop(self, *, handover: bool = True) -> None:
         """Hand leadership over if asked and possible, say goodbye, close every file."""
@@ -130,9 +130,9 @@ class ConsensusRuntime(Consensus):
         ):
             await self.transfer_leadership(timeout_s=0.6)
         self._stopped = True
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            self._upkeep = None
+        if self._upkeep_task is not None:
+            self._upkeep_task.cancel()
+            self._upkeep_task = None
         engine.put(ev.Shutdown())
         engine.request_stop()
         await asyncio.to_thread(engine.join)
@@ -219,6 +219,14 @@ class ConsensusRuntime(Consensus):
 
     def _read_horizon(self) -> None:
         self._horizon_ms = int(self.database.scalar("SELECT MAX(horizon_ms) FROM _raft") or 0)
+
+    async def check_state(self) -> StateCheck:
+        """Let every member compare its whole state now, not only once a day."""
+        return await self.upkeep.check()
+
+    async def _propose_upkeep(self, kind: EntryKind, body: bytes) -> Outcome:
+        self._read_horizon()
+        return await self._propose(kind, body, 10.0, self.new_proposal_id())
 
     async def _propose(self, kind: EntryKind, body: bytes, timeout_s: float, proposal_id: bytes) -> Outcome:
         self._running()
@@ -400,29 +408,3 @@ class ConsensusRuntime(Consensus):
         for future in itertools.chain.from_iterable(waiting):
             if not future.done():
                 future.set_result(fx.Resolve(0, "unknown", detail=reason))
-
-    # Upkeep
-
-    async def _expire_sessions(self) -> None:
-        """On the leader, from time to time: let everybody forget the same answers (CONSENSUS 3.11)."""
-        while True:
-            await asyncio.sleep(_EXPIRE_EVERY_S)
-            try:
-                await self.expire_sessions()
-            except UnavailableError as exc:
-                log.info("answered proposals are not forgotten yet: %s", exc)
-
-    async def expire_sessions(self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT) -> int:
-        """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
-        many. Raises UnavailableError."""
-        self._read_horizon()
-        status = self.status()
-        if status.role is not RaftRole.LEADER:
-            return 0
-        cutoff_ms = sessions.expiry_cutoff(
-            self.database, now_ms=self._clock.wall_ms(), applied=status.applied, life_ms=life_ms, limit=limit
-        )
-        if cutoff_ms is None:
-            return 0
-        outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms), 10.0, self.new_proposal_id())
-        return sum(outcome.changed)

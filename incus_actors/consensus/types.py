@@ -44,6 +44,7 @@ class EntryKind(IntEnum):
     SCHEMA = 3
     EXPIRE = 4
     FEATURE = 5
+    CHECK = 6
 
 
 @dataclass(frozen=True, slots=True)

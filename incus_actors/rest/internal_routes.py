@@ -20,6 +20,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("PUT", "/internal/shutdown", shutdown, access="member", consistency="local", during_shutdown=True),
         RouteSpec("GET", "/internal/actors", actors, access="member", consistency="local", during_shutdown=True),
         RouteSpec("GET", "/internal/raft", raft, access="member", consistency="local", during_shutdown=True),
+        RouteSpec("POST", "/internal/raft/check", check_state, access="member"),
         RouteSpec("DELETE", "/internal/cluster/raft-node/{address}", remove_raft_node, access="member"),
     ]
 
@@ -66,3 +67,9 @@ async def raft(request: web.Request) -> web.StreamResponse:
     """GET /internal/raft: what this member knows of consensus, and its last changes of role."""
     here = gateway(request)
     return sync({"status": msgspec.to_builtins(here.consensus.status()), "journal": here.role_journal()})
+
+
+async def check_state(request: web.Request) -> web.StreamResponse:
+    """POST /internal/raft/check: every member compares its whole state with the others' (CONSENSUS 3.11)."""
+    found = await gateway(request).consensus.check_state()
+    return sync({"index": found.index, "hash": found.hash.hex()})

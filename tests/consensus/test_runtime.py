@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from incus_actors.clock import ManualClock
 from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.audience import ALL_TOPICS
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.log_store import AmnesiaError, LogLockedError
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
+from incus_actors.consensus.upkeep import CHECK_EVERY_MS, Upkeep
 from incus_actors.errors import BadRequestError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Guard, Statement, Transaction
 
@@ -96,7 +98,7 @@ async def test_sessions_expire_by_log_time_and_late_retries_are_refused(tmp_path
         old = runtime.new_proposal_id()
         await runtime.propose(insert(1), proposal_id=old)
         await asyncio.sleep(0.01)
-        assert await runtime.expire_sessions(life_ms=0) >= 2
+        assert await runtime.upkeep.expire_sessions(life_ms=0) >= 2
         late = await runtime.propose(insert(1), proposal_id=old)
         assert late.status == "error"
         assert "older than the memory" in late.error
@@ -305,3 +307,20 @@ async def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path:
         found = {row["id"] for row in runtime.database.query("SELECT id FROM t")}
     assert acknowledged <= found
     assert len(acknowledged) >= 280
+
+
+async def test_a_leader_lets_everybody_compare_the_whole_state_once_a_day(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        clock = ManualClock(monotonic_ms=0)
+        upkeep = Upkeep(runtime.database, clock, runtime.status, runtime._propose_upkeep)
+        clock.advance(CHECK_EVERY_MS - 1)
+        assert not await upkeep.check_if_due()
+        clock.advance(1)
+        index = runtime.status().applied
+        assert await upkeep.check_if_due()
+        assert runtime.status().applied == index + 1
+        assert not await upkeep.check_if_due()
+        one, other = await runtime.check_state(), await runtime.check_state()
+        assert one.hash != other.hash  # the answer to the first is a row that the second sees
+        assert (one.index, other.index) == (index + 2, index + 3)

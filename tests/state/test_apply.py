@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from incus_actors.state.apply import Applier, ApplyError, Batch, UnknownEntryKin
 from incus_actors.state.codec import encode_expire, encode_transaction
 from incus_actors.state.database import Database
 
-SQL, SCHEMA, EXPIRE = 2, 3, 4
+SQL, SCHEMA, EXPIRE, CHECK = 2, 3, 4, 6
 START_MS = 1_700_000_000_000
 
 
@@ -129,6 +130,31 @@ def test_a_proposal_runs_once_also_after_a_restart(replica: Replica) -> None:
     replica.applier = Applier(replica.path)
     assert replica.run(insert, pid=proposal(77)) == first
     assert replica.rows("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+def test_a_check_brings_out_in_the_digest_what_changed_at_rest(replica: Replica, tmp_path: Path) -> None:
+    replica.sql("INSERT INTO t (a) VALUES (1)")
+    shutil.copy(replica.path, tmp_path / "other.db")
+    shutil.copy(f"{replica.path}-wal", tmp_path / "other.db-wal")
+    other = Replica(tmp_path / "other.db")
+    with sqlite3.connect(other.path) as connection:
+        connection.execute("UPDATE t SET a = 2")
+    assert other.applier.position == replica.applier.position  # the running digest has seen nothing
+
+    insert = replica.record(encode_transaction(Transaction((Statement("SELECT 1"),))), SQL)
+    assert replica.apply(insert).position.digest == other.apply(insert).position.digest
+    check = replica.record(b"", CHECK)
+    batch = replica.apply(check)
+    assert batch.position.digest != other.apply(check).position.digest
+    assert batch.counters == {"state_checks": 1}
+    assert len(batch.results[0][1].rows[0][0][0]) == 16
+
+
+def test_a_check_is_the_same_on_equal_replicas(replica: Replica, tmp_path: Path) -> None:
+    twin = Replica(tmp_path / "twin.db")
+    twin.apply(*replica.log)
+    check = replica.record(b"", CHECK)
+    assert replica.apply(check).position == twin.apply(check).position
 
 
 def test_expiry_forgets_old_answers_and_refuses_their_retries(replica: Replica) -> None:

@@ -1,0 +1,81 @@
+"""What a leader does about the state from time to time: let everybody forget answers, let everybody compare.
+
+Owns when this is due (CONSENSUS 3.11: answers live for a day, whole states are compared once a day at an agreed
+index). It only proposes entries; what they do is in state/apply.py. Must never end because nobody leads just now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from incus_actors.clock import Clock
+from incus_actors.consensus import sessions
+from incus_actors.consensus.api import ConsensusStatus, StateCheck
+from incus_actors.consensus.types import EntryKind, RaftRole
+from incus_actors.errors import UnavailableError
+from incus_actors.model.transaction import Outcome
+from incus_actors.state.codec import encode_expire
+from incus_actors.state.reader import Reader
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 15.0
+CHECK_EVERY_MS = 24 * 3600 * 1000
+
+
+class Upkeep:
+    """Runs on every member and acts on the one that leads. `propose` raises UnavailableError."""
+
+    def __init__(
+        self,
+        database: Reader,
+        clock: Clock,
+        status: Callable[[], ConsensusStatus],
+        propose: Callable[[EntryKind, bytes], Awaitable[Outcome]],
+    ) -> None:
+        self._database, self._clock, self._status, self._propose = database, clock, status, propose
+        self._checked_ms = clock.monotonic_ms()  # by this process: after a change of leader one check may come early
+
+    async def run(self) -> None:
+        """Look every few seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                await self.expire_sessions()
+                await self.check_if_due()
+            except UnavailableError as exc:
+                log.info("upkeep of the database is put off: %s", exc)
+
+    async def expire_sessions(self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT) -> int:
+        """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
+        many. Raises UnavailableError."""
+        status = self._status()
+        if status.role is not RaftRole.LEADER:
+            return 0
+        cutoff_ms = sessions.expiry_cutoff(
+            self._database, now_ms=self._clock.wall_ms(), applied=status.applied, life_ms=life_ms, limit=limit
+        )
+        if cutoff_ms is None:
+            return 0
+        outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms))
+        return sum(outcome.changed)
+
+    async def check_if_due(self) -> bool:
+        """If this member leads and a day has passed: compare. Raises UnavailableError."""
+        due = self._clock.monotonic_ms() - self._checked_ms >= CHECK_EVERY_MS
+        if not due or self._status().role is not RaftRole.LEADER:
+            return False
+        await self.check()
+        return True
+
+    async def check(self) -> StateCheck:
+        """Let every member hash its whole state at one index; the digests then show whose differs. Raises
+        UnavailableError."""
+        outcome = await self._propose(EntryKind.CHECK, b"")
+        self._checked_ms = self._clock.monotonic_ms()
+        found = outcome.rows[0][0][0]
+        if not isinstance(found, bytes):
+            raise TypeError(f"a check of the state has answered {outcome}")
+        return StateCheck(outcome.index, found)

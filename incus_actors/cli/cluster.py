@@ -71,7 +71,8 @@ def check_clustered(client: ApiClient) -> None:
         raise click.ClickException("Server isn't part of a cluster")
 
 
-def _columns(text_format: str) -> output.Columns:
+def member_columns(text_format: str) -> output.Columns:
+    """Return the columns of `incus cluster list` by their letters, in its order."""
     between = "," if text_format == "csv" else "\n"
     return {
         "n": ("NAME", lambda m: m["server_name"]),
@@ -96,7 +97,7 @@ def list_(remote: str, all_projects: bool, columns: str, text_format: str) -> No
     Columns: n name, u URL, r roles, a architecture, f failure domain, d description, s status, m message.
     """
     output.check_format(text_format)
-    known = _columns(text_format)
+    known = member_columns(text_format)
     output.chosen(known, columns)
     client = server(remote_of(remote))
     check_clustered(client)

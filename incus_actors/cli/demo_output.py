@@ -9,10 +9,10 @@ import json
 import time
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from incus_actors.cli.cluster import member_columns
+from incus_actors.cli.output import Columns, listing
 from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.failover import since
 
@@ -26,8 +26,29 @@ CAUSES = {
     "won": "has a majority",
 }
 
-
 LOSSES = frozenset({"forgot", "lost", "heir", "timeout"})
+
+
+def _addresses(instance: dict[str, Any], family: str) -> str:
+    """Return the global addresses of an instance with their interfaces, a line each."""
+    networks: dict[str, Any] = (instance["state"] or {}).get("network") or {}
+    return "\n".join(
+        f"{address['address']} ({name})"
+        for name, network in sorted(networks.items())
+        for address in network["addresses"]
+        if address["family"] == family and address["scope"] == "global"
+    )
+
+
+INSTANCES: Columns = {
+    "n": ("NAME", lambda i: i["name"]),
+    "s": ("STATE", lambda i: i["status"].upper()),
+    "4": ("IPV4", lambda i: _addresses(i, "inet")),
+    "6": ("IPV6", lambda i: _addresses(i, "inet6")),
+    "t": ("TYPE", lambda i: i["type"].upper()),
+    "S": ("SNAPSHOTS", lambda i: str(len(i["snapshots"] or ()))),
+    "L": ("LOCATION", lambda i: i["location"]),
+}
 
 
 class Story:
@@ -62,31 +83,16 @@ class Story:
 
     def members(self, rows: list[dict[str, Any]]) -> None:
         """The member table, as `incus cluster list` shows it."""
-        table = Table(box=box.ASCII)
-        for heading in ("NAME", "URL", "ROLES", "ARCHITECTURE", "FAILURE DOMAIN", "STATUS", "MESSAGE"):
-            table.add_column(heading)
-        for row in sorted(rows, key=lambda r: str(r["server_name"])):
-            table.add_row(
-                row["server_name"],
-                row["url"],
-                "\n".join(row["roles"]),
-                row["architecture"],
-                row["failure_domain"],
-                row["status"].upper(),
-                row["message"],
-            )
         self.facts["members"] = rows
-        self.console.print(table)
+        self._table(member_columns("table"), rows)
 
     def instances(self, rows: list[dict[str, Any]]) -> None:
         """The instance table, as `incus list` shows it."""
-        table = Table(box=box.ASCII)
-        for heading in ("NAME", "STATE", "IPV4", "IPV6", "TYPE", "SNAPSHOTS", "LOCATION"):
-            table.add_column(heading)
-        for row in sorted(rows, key=lambda r: str(r["name"])):
-            table.add_row(row["name"], row["status"].upper(), "", "", row["type"].upper(), "0", row["location"])
         self.facts["instances"] = [{k: r[k] for k in ("name", "status", "location")} for r in rows]
-        self.console.print(table)
+        self._table(INSTANCES, rows)
+
+    def _table(self, columns: Columns, rows: list[dict[str, Any]]) -> None:
+        self.console.print(listing("table", columns, "".join(columns), rows), soft_wrap=True, markup=False)
 
     def failover(
         self,

@@ -54,6 +54,7 @@ class NetworkActor(Actor):
         self._certain = False  #: a read barrier has been passed: what has no row may be removed
         self._done: dict[str, NetworkSpec] = {}  #: as made since this actor began
         self._problems: dict[str, str] = {}
+        self._unserved: set[str] = set()  #: networks whose dnsmasq ended and could not be started again
         self._reported: dict[str, str] | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -237,9 +238,13 @@ class NetworkActor(Actor):
         await child.ask(Serve(spec), deadline_s=SERVE_S)
 
     def _trouble(self, name: str, text: str) -> None:
-        """A DnsmasqActor tells what is wrong."""
+        """A DnsmasqActor tells what is wrong, or ("") that nothing is."""
         if text:
             self._problems[name] = text
+            self._unserved.add(name)
+            self._wake.set()
+        elif name in self._unserved:
+            self._unserved.discard(name)
             self._wake.set()
 
     async def _make(self, row: NetworkRow, spec: NetworkSpec) -> None:
@@ -292,6 +297,7 @@ class NetworkActor(Actor):
             if row is None or row.members.get(self._host.member_id()) is not NetworkState.CREATED:
                 return
             await self._ensure_or_driver_error(self._spec(row, self._instances()))
+        self._wake_to_tell()
 
     async def _ensure_or_driver_error(self, spec: NetworkSpec) -> None:
         try:
@@ -312,14 +318,23 @@ class NetworkActor(Actor):
                 if row.members.get(self._host.member_id()) is not NetworkState.CREATED:
                     raise DriverError(f'Network "{row.name}" unavailable on this server')
                 await self._ensure_or_driver_error(self._spec(row, instances))
+        self._wake_to_tell()
+
+    def _wake_to_tell(self) -> None:
+        """What was asked of us may have ended a problem."""
+        if self._problems != self._reported:
+            self._wake.set()
 
     async def _tell_problems(self) -> None:
-        if self._problems == self._reported:
+        """Only on a certain state: whether there is a warning to resolve is read from it."""
+        told = dict(self._problems)  # they may be others when the answer comes
+        if told == self._reported or not self._certain:
             return
         try:
-            await self._report(dict(self._problems))
+            await self._report(told)
         except UnavailableError as error:
             _log.info("warnings about networks wait for a quorum: %s", error)
             self._wake.set()
         else:
-            self._reported = dict(self._problems)
+            self._reported = told
+            self._wake_to_tell()

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from incus_actors.actors.actor import Actor, Later
 from incus_actors.actors.host import Host, pool_spec
+from incus_actors.actors.pool_watch import PoolWatch
 from incus_actors.actors.storage_messages import (
     ActivateVolume,
     CopyVolume,
@@ -39,7 +39,6 @@ from incus_actors.actors.storage_messages import (
 )
 from incus_actors.actors.volume_repair import VolumeRepair
 from incus_actors.domain import transactions_volumes as transactions
-from incus_actors.domain import transactions_warnings as warnings
 from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.pool_places import PoolPlaces
@@ -48,14 +47,12 @@ from incus_actors.errors import ApiError, BadRequestError, UnavailableError
 from incus_actors.state.queries import images as image_queries
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import volumes as volume_queries
-from incus_actors.state.queries.instances import PoolRecord
 
 _log = logging.getLogger(__name__)
 
 UNPACKS = 2  #: at a time; more only make each other slower
 BARRIER_S = 5.0
 AGAIN_S = 1.0
-POOL_UNAVAILABLE = 23  #: the number of this kind of warning (services/warnings.py shows it)
 
 
 class StorageActor(Actor):
@@ -67,26 +64,14 @@ class StorageActor(Actor):
         self._locks: weakref.WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._unsubscribe: Callable[[], None] | None = None
         self._repair = VolumeRepair(host, self._driver)
+        self._pools = PoolWatch(host)
 
     async def started(self) -> None:
         """Mount the pools and remove leftovers of a crash, before anybody asks for a volume."""
-        unavailable: list[tuple[PoolRecord, str]] = []
-        for pool in queries.pools(self._host.database(), self._host.member_id()):
-            driver = self._host.storage.get(pool.driver)
-            if not pool.usable:
-                continue
-            if driver is None:
-                unavailable.append((pool, f'The storage driver "{pool.driver}" does not work here'))
-                continue
-            try:
-                await driver.activate_pool(pool_spec(pool))
-                for line in await driver.reconcile(pool_spec(pool)):
-                    _log.info("storage pool %s: %s", pool.name, line)
-            except (ApiError, OSError) as error:
-                _log.error("storage pool %s is not available: %s", pool.name, error)
-                unavailable.append((pool, str(error)))
+        await self._pools.mount()
         self._unsubscribe = self._host.consensus().subscribe_applied(self._applied)
-        self.context.run(self._put_right(unavailable), name="storage: compare volumes with rows")
+        self.context.run(self._put_right(), name="storage: compare volumes with rows")
+        self.context.run(self._pools.follow(), name="storage: look for missing pools")
 
     async def stopped(self, reason: str) -> None:
         """Follow no more."""
@@ -96,6 +81,8 @@ class StorageActor(Actor):
     def _applied(self, _index: int, topics: frozenset[str]) -> None:
         if "images" in topics:
             self.context.self_ref.tell(ForgetImages())
+        if "storage" in topics:
+            self._pools.look()
 
     async def receive(self, message: object) -> object:
         """Start the work; the asker gets the answer when it is done."""
@@ -119,7 +106,8 @@ class StorageActor(Actor):
             case UpdatePool(pool, old):
                 await driver.update_pool(pool, old)
             case DeletePool(pool):
-                await driver.delete_pool(pool)
+                async with self._pools.working:
+                    await driver.delete_pool(pool)
             case PoolUsage(pool):
                 return await driver.pool_usage(pool)
         return None
@@ -230,31 +218,16 @@ class StorageActor(Actor):
 
     # --- after a start --------------------------------------------------------------------------------------
 
-    async def _put_right(self, unavailable: Sequence[tuple[PoolRecord, str]]) -> None:
+    async def _put_right(self) -> None:
         """What the rows say is certain only after a barrier; until there is a quorum nothing is removed."""
         while True:
             try:
                 await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
-                await self._warn(unavailable)
                 break
             except UnavailableError:
                 await asyncio.sleep(AGAIN_S)
         self.context.self_ref.tell(ForgetImages())
         self.context.self_ref.tell(RepairVolumes())
-
-    async def _warn(self, unavailable: Sequence[tuple[PoolRecord, str]]) -> None:
-        own, now = self._host.member_id(), self._host.now()
-        if not unavailable:
-            if self._host.database().scalar(
-                "SELECT COUNT(*) FROM warnings WHERE type_code = ? AND node_id = ?", (POOL_UNAVAILABLE, own)
-            ):
-                await self._host.commit(warnings.resolve_warnings(POOL_UNAVAILABLE, own, now))
-            return
-        for pool, reason in unavailable:
-            occurrence = warnings.Occurrence(
-                POOL_UNAVAILABLE, f"{pool.name}: {reason}", own, entity_type_code=-1, entity_id=pool.id
-            )
-            await self._host.commit(warnings.raise_warning(occurrence, str(uuid.uuid4()), now))
 
 
 async def _answer(work: Coroutine[Any, Any, object]) -> object:

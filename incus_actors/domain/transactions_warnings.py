@@ -5,6 +5,7 @@ Owns their SQL; WarningService proposes what these return. Pure: uuids and times
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
@@ -53,13 +54,17 @@ def raise_warning(occurrence: Occurrence, uuid: str, now: str) -> Transaction:
     )
 
 
-def resolve_warnings(type_code: int, member_id: int | None, now: str) -> Transaction:
-    """What all warnings of a kind about a member told of is over."""
+def resolve_warnings(
+    type_code: int, member_id: int | None, now: str, *, about: Sequence[int] | None = None
+) -> Transaction:
+    """What all warnings of a kind about a member told of is over; or only that about these entities."""
+    only = "" if about is None else f" AND entity_id IN ({', '.join('?' * len(about))})"
     return Transaction(
         statements=(
             Statement(
-                "UPDATE warnings SET status = ?, updated_date = ? WHERE type_code = ? AND node_id IS ? AND status <> ?",
-                (RESOLVED, now, type_code, member_id, RESOLVED),
+                "UPDATE warnings SET status = ?, updated_date = ?"
+                f" WHERE type_code = ? AND node_id IS ? AND status <> ?{only}",
+                (RESOLVED, now, type_code, member_id, RESOLVED, *(about or ())),
             ),
         ),
         topics=_TOPICS,

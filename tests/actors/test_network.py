@@ -10,7 +10,7 @@ from network_kit import network_actor
 from service_kit import running_services
 
 from incus_actors.actors import dnsmasq
-from incus_actors.actors.network_messages import NETWORKS_PATH, CollectLeases, Converge, NicsReady
+from incus_actors.actors.network_messages import NETWORKS_PATH, ApplyNetwork, CollectLeases, Converge, NicsReady
 from incus_actors.drivers.base import DriverError
 from incus_actors.drivers.dnsmasq import Lease
 from incus_actors.errors import MemberError
@@ -85,6 +85,37 @@ async def test_what_can_not_be_done_is_a_warning_until_it_can(kit):
     assert (warning.type, warning.last_message, warning.status) == ("Network unavailable", "br0: no such luck", "new")
     kit.machine.broken.clear()
     await converge(kit)
+    await until(lambda: kit.services.warnings.list()[0].status == "resolved")
+
+
+async def test_a_problem_that_ends_while_it_is_told_of_is_resolved(kit, monkeypatch):
+    """A failed change is rolled back within milliseconds: the warning of it is being written meanwhile."""
+    await add(kit)
+    await until(lambda: "br0" in kit.machine.served)
+    tell, telling, go_on = kit.services.warnings.tell, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args, **others):
+        telling.set()
+        await go_on.wait()
+        await tell(*args, **others)
+
+    monkeypatch.setattr(kit.services.warnings, "tell", slow)
+    kit.machine.broken["br0"] = "bad option at line 1"
+    await kit.sql("INSERT INTO networks_config (network_id, key, value) VALUES (1, 'raw.dnsmasq', 'nonsense')")
+    await telling.wait()
+    kit.machine.broken.clear()
+    await kit.sql("DELETE FROM networks_config WHERE key = 'raw.dnsmasq'")
+    await kit.actors.ref(NETWORKS_PATH).ask(ApplyNetwork("br0"), deadline_s=5)
+    go_on.set()
+    await until(lambda: [warning.status for warning in kit.services.warnings.list()] == ["resolved"])
+
+
+async def test_the_warning_about_a_network_that_is_deleted_is_resolved(kit):
+    kit.machine.broken["br0"] = "no such luck"
+    with pytest.raises(MemberError):
+        await add(kit)
+    await until(lambda: kit.services.warnings.list())
+    await kit.sql("DELETE FROM networks")
     await until(lambda: kit.services.warnings.list()[0].status == "resolved")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from instance_kit import machines, until
 
+from incus_actors.actors import pool_watch
 from incus_actors.actors.host import STORAGE_PATH
 from incus_actors.actors.storage_messages import (
     CreatePool,
@@ -132,3 +133,31 @@ async def test_leftovers_go_at_the_start_also_if_one_pool_is_broken(machine):
     await machine.execute("INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state) VALUES (2, 1, 1)")
     await machine.restart()
     assert slow.reconciled == ["s"]
+
+
+async def test_a_missing_pool_is_a_warning_until_it_is_back_or_gone(machine, monkeypatch):
+    monkeypatch.setattr(pool_watch, "AGAIN_S", 0.02)
+    slow = machine.host.storage["slow"] = SlowStorage()
+    away = {"s", "t"}
+
+    async def activate(pool: PoolSpec) -> None:
+        if pool.name in away:
+            raise DriverError("the disk is gone")
+
+    slow.activate_pool = activate
+    for number, name in enumerate("st", 2):
+        await machine.execute(f"INSERT INTO storage_pools (name, driver, state) VALUES ('{name}', 'slow', 1)")
+        await machine.execute(
+            f"INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state) VALUES ({number}, 1, 1)"
+        )
+    await machine.restart()
+
+    def warnings() -> dict[str, int]:
+        rows = machine.server.database.query("SELECT last_message, status FROM warnings ORDER BY entity_id")
+        return {str(row[0]): int(row[1]) for row in rows}
+
+    await until(lambda: warnings() == {"s: the disk is gone": 1, "t: the disk is gone": 1})
+    away.remove("s")
+    await until(lambda: warnings() == {"s: the disk is gone": 3, "t: the disk is gone": 1})
+    await machine.execute("DELETE FROM storage_pools WHERE name = 't'")
+    await until(lambda: warnings() == {"s: the disk is gone": 3, "t: the disk is gone": 3})

@@ -67,3 +67,12 @@ def unresolved(db: Reader, type_code: int, member_id: int) -> bool:
         "SELECT COUNT(*) FROM warnings WHERE type_code = ? AND node_id = ? AND status <> 3", (type_code, member_id)
     )
     return bool(found)
+
+
+def unresolved_entities(db: Reader, type_code: int, member_id: int) -> frozenset[int]:
+    """Return what the warnings of this kind about a member are about, as far as they are not resolved."""
+    rows = db.query(
+        "SELECT entity_id FROM warnings WHERE type_code = ? AND node_id = ? AND status <> 3 ORDER BY entity_id",
+        (type_code, member_id),
+    )
+    return frozenset(int(row[0]) for row in rows)

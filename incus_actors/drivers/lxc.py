@@ -124,7 +124,7 @@ class LxcDriver:
         (spec.instance_dir / liblxc.REBOOT_MARKER).unlink(missing_ok=True)
         with self._host.starting():
             running = await self._start_container(spec, items)
-            lxc_disks.note(spec, lxc_disks.disks_of(given))
+            lxc_disks.note_started(given)
             try:
                 await lxc_devices.begun(spec, running.init.pid)
             except DriverError:

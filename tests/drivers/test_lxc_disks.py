@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,74 @@ async def test_what_cannot_be_plugged_says_so(lxc_machine: Machine, running: Ins
     await sh(lxc_machine, running, "umount /mnt/d")  # somebody inside was faster
     await lxc_machine.driver.update_devices(running)
     assert lxc_disks.noted(running) == {}
+
+
+async def test_a_mount_point_goes_with_its_disk_if_it_was_made_for_it(
+    lxc_machine: Machine, running: InstanceSpec, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "below").chmod(0o777)
+    (source / "file").touch()
+    driver = lxc_machine.driver
+    await sh(lxc_machine, running, "mkdir -p /mnt/old && touch /mnt/empty")
+    devices = {
+        "made": disk(source, "/mnt/deep/made/"),
+        "file": disk(source / "file", "/mnt/file"),
+        "top": disk(source, "/mnt/top"),
+        "above": disk(source, "/mnt/top/below/made"),
+        "old": disk(source, "/mnt/old"),
+        "empty": disk(source / "file", "/mnt/empty"),
+        "used": disk(source, "/mnt/used"),
+        "swapped": disk(source, "/mnt/swapped"),
+    }
+    await driver.update_devices(replace(running, devices=devices))
+    await sh(lxc_machine, running, "umount /mnt/used && touch /mnt/used/it")
+    await sh(lxc_machine, running, "umount /mnt/swapped && mv /mnt/swapped /mnt/kept && mkdir /mnt/swapped")
+    await driver.update_devices(replace(running, devices={"made": devices["made"]}))
+    assert await sh(lxc_machine, running, "cd /mnt; ls -d * deep/*") == (
+        "deep\ndeep/made\nempty\nkept\nold\nswapped\nused\n"
+    )
+    assert not (source / "below" / "made").exists()
+    moved = replace(running, devices={"made": disk(source, "/mnt/moved")})
+    await driver.update_devices(moved)
+    assert await sh(lxc_machine, running, "ls /mnt/deep; ls -d /mnt/moved") == "/mnt/moved\n"
+    await driver.stop(moved, force=True)
+    await driver.start(moved)  # it is there now, but not because of anybody inside
+    await driver.update_devices(running)
+    assert await sh(lxc_machine, running, "ls /mnt | grep moved || true") == ""
+
+
+@pytest.mark.parametrize("when", ["start", "later"])
+async def test_what_is_mounted_on_the_host_later_is_seen_as_propagation_says(
+    lxc_machine: Machine, tmp_path: Path, when: str
+) -> None:
+    modes = ["", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"]
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "inside").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(source)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(source)], check=True)
+        for name in ("sub", "inside"):
+            (source / name).mkdir()
+        (source / "inside").chmod(0o777)
+        spec = await lxc_machine.create("g1-propagation")
+        devices = {f"d{mode}": disk(source, f"/mnt/d{mode}", propagation=mode) for mode in modes}
+        given = replace(spec, devices=devices)
+        await lxc_machine.driver.start(given if when == "start" else spec)
+        await lxc_machine.driver.update_devices(given)
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(source / "sub")], check=True)
+        mounts = [line.split() for line in (await sh(lxc_machine, spec, "cat /proc/self/mountinfo")).splitlines()]
+        seen = {fields[4].split("/")[2][1:] for fields in mounts if fields[4].endswith("/sub")}
+        assert seen == {"", "shared", "rshared", "slave", "rslave"}
+        flags = {fields[4][6:]: fields[6] for fields in mounts if fields[4].startswith("/mnt/d")}
+        assert (flags["unbindable"], flags["private"]) == ("unbindable", "-")
+        for mode in modes:  # never the other way round
+            await sh(lxc_machine, spec, f"mount -t tmpfs none /mnt/d{mode}/inside")
+        assert mounts_naming(f"{source}/inside") == []
+    finally:
+        subprocess.run(["umount", "-R", str(source)], check=True)
 
 
 async def test_a_link_inside_leads_nowhere_outside(lxc_machine: Machine, running: InstanceSpec, tmp_path: Path) -> None:

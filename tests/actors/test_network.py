@@ -72,7 +72,7 @@ async def test_work_that_a_crash_interrupted_is_finished(kit, state, left):
         f"INSERT INTO networks_nodes (network_id, node_id, state) VALUES (1, 1, {state})",
     )
     await kit.actors.start_child(network_actor(kit.consensus, kit.machine, kit.services.warnings))
-    await until(lambda: (row(kit).members if row(kit) else None) == left)
+    await until(lambda: (found.members if (found := row(kit)) else None) == left)
     assert set(kit.machine.there) == ({"br0"} if state == 3 else set())
 
 

@@ -111,12 +111,50 @@ def check_proxy(device: Mapping[str, str]) -> None:
         raise BadRequestError("Only proxy devices for non-abstract unix sockets can carry uid, gid, or mode properties")
     if connect.ports and listen.ports and len(connect.ports) not in (1, len(listen.ports)):
         raise BadRequestError("Mismatch between listen port(s) and connect port(s) count")
-    if (listen.protocol == "udp") != (connect.protocol == "udp"):
+    nat = is_true(device.get("nat"))
+    if is_true(device.get("proxy_protocol")) and (nat or "udp" in (listen.protocol, connect.protocol)):
+        raise BadRequestError("The PROXY header can only be sent to tcp servers in non-nat mode")
+    if nat:
+        _check_nat(listen, connect, device)
+    elif (listen.protocol == "udp") != (connect.protocol == "udp"):
         raise BadRequestError(f"Proxying from {listen.protocol} to {connect.protocol} is not supported by this server")
-    if is_true(device.get("proxy_protocol")) and (listen.protocol == "udp" or connect.protocol == "udp"):
-        raise BadRequestError("The PROXY header can only be sent over streams")
-    if is_true(device.get("nat")):
-        raise BadRequestError('The device option "nat" of proxies is not supported by this server')
+
+
+def _check_nat(listen: ProxyEnd, connect: ProxyEnd, device: Mapping[str, str]) -> None:
+    if listens_inside(device):
+        raise BadRequestError("Only host-bound proxies can use NAT")
+    if listen.protocol == "unix" or listen.protocol != connect.protocol:
+        raise BadRequestError(f"Proxying {listen.protocol} <-> {connect.protocol} is not supported when using NAT")
+    listening, inside = ipaddress.ip_address(listen.host), ipaddress.ip_address(connect.host)
+    if listening.is_unspecified:
+        raise BadRequestError(f'Cannot listen on wildcard address "{listen.host}" when in nat mode')
+    if listening.version != inside.version:
+        raise BadRequestError("Cannot mix IP versions between listen and connect in nat mode")
+
+
+def is_nat(device: Mapping[str, str]) -> bool:
+    """Return whether a device is a proxy that the kernel carries."""
+    return device.get("type") == "proxy" and is_true(device.get("nat"))
+
+
+def nat_target(connect: ProxyEnd, devices: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the static address of an instance that a nat proxy leads to. Raises BadRequestError if it has none, or
+    not that one."""
+    wanted = ipaddress.ip_address(connect.host)
+    version = wanted.version
+    static = [
+        ipaddress.ip_address(address.strip())
+        for _, device in sorted(devices.items())
+        if device.get("type") == "nic" and device.get(f"ipv{version}.address", "none") not in ("", "none")
+        for address in device[f"ipv{version}.address"].split(",")
+    ]
+    if wanted.is_unspecified and not static:
+        raise BadRequestError(f"Instance has no static IPv{version} address assigned to be used as the connect IP")
+    if not wanted.is_unspecified and wanted not in static:
+        raise BadRequestError(
+            f'Connect IP "{connect.host}" must be one of the instance\'s static IPv{version} addresses'
+        )
+    return str(static[0] if wanted.is_unspecified else wanted)
 
 
 def _wrong(option: str, reason: str) -> BadRequestError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from incus_actors.drivers import idmap, lxc_disks, lxc_nics, lxc_nodes, lxc_proxies
+from incus_actors.drivers import idmap, lxc_disks, lxc_nat, lxc_nics, lxc_nodes, lxc_proxies
 from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.network_helper import NetworkHelper
 
@@ -28,6 +28,7 @@ def with_nodes(spec: InstanceSpec) -> InstanceSpec:
 
 async def begun(spec: InstanceSpec, pid: int) -> None:
     """Add what can only come after init has begun. Raises DriverError."""
+    await lxc_nat.plug(spec)
     await lxc_proxies.plug(spec, pid)
 
 
@@ -35,18 +36,21 @@ async def plug(helper: NetworkHelper, spec: InstanceSpec, pid: int) -> None:
     """Give a running container (by its init's pid) exactly the devices of `spec`. Raises DriverError."""
     await lxc_disks.plug(with_nodes(spec), pid)
     await lxc_nics.plug(helper, spec, pid)
+    await lxc_nat.plug(spec)
     await lxc_proxies.plug(spec, pid)
 
 
 async def found(spec: InstanceSpec, pid: int) -> None:
-    """After a restart of the daemon: what must be running beside a container runs again."""
-    try:
-        await lxc_proxies.plug(spec, pid)
-    except DriverError as error:
-        log.warning("%s: %s", spec.name, error)
+    """After a restart of the daemon: what must be there beside a container is there again, and nothing else."""
+    for plugged in (lxc_nat.plug(spec), lxc_proxies.plug(spec, pid)):
+        try:
+            await plugged
+        except DriverError as error:
+            log.warning("%s: %s", spec.name, error)
 
 
 async def ended(helper: NetworkHelper, spec: InstanceSpec) -> None:
     """Remove what the devices of a container that has ended leave on the host."""
     lxc_proxies.ended(spec)
+    await lxc_nat.ended(spec)
     await lxc_nics.ended(helper, spec)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from incus_actors.domain.proxies import ProxyEnd, listens_inside, parse_end
+from incus_actors.domain.proxies import ProxyEnd, is_nat, listens_inside, parse_end
 from incus_actors.drivers import device_notes
 from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.child import Conversation, helper_argv
@@ -38,11 +38,11 @@ Proxy = Mapping[str, Any]  #: the options of the device, and "pid" and "start_ti
 
 
 def proxies_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
-    """Return what matters of the proxies of an instance."""
+    """Return what matters of the proxies of an instance that need a carrier."""
     return {
         name: {option: device[option] for option in _OPTIONS if device.get(option)}
         for name, device in sorted(spec.devices.items())
-        if device.get("type") == "proxy"
+        if device.get("type") == "proxy" and not is_nat(device)
     }
 
 

@@ -35,21 +35,22 @@ def ruleset(table: str, network: str, config: Mapping[str, str]) -> str:
     found = {version: subnet_of(config.get(f"ipv{version}.address")) for version in (4, 6)}
     translated = _translation(found, config)
     if translated:
-        lines += _chain("translate", "nat", "postrouting", 100, translated)
+        lines += chain("translate", "nat", "postrouting", 100, translated)
     guarded = [
         version
         for version, subnet in found.items()
         if subnet is not None and is_true(config.get(f"ipv{version}.firewall") or "true")
     ]
     if guarded:
-        lines += _chain("forwarded", "filter", "forward", 0, _forwarded(network, config, guarded))
-        lines += _chain("incoming", "filter", "input", 0, _services(network, guarded, "i", "dport", _ICMP6_IN))
-        lines += _chain("outgoing", "filter", "output", 0, _services(network, guarded, "o", "sport", _ICMP6_OUT))
+        lines += chain("forwarded", "filter", "forward", 0, _forwarded(network, config, guarded))
+        lines += chain("incoming", "filter", "input", 0, _services(network, guarded, "i", "dport", _ICMP6_IN))
+        lines += chain("outgoing", "filter", "output", 0, _services(network, guarded, "o", "sport", _ICMP6_OUT))
     lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-def _chain(name: str, kind: str, hook: str, priority: int, rules: list[str]) -> list[str]:
+def chain(name: str, kind: str, hook: str, priority: int, rules: list[str]) -> list[str]:
+    """Return the lines of a chain with rules."""
     head = f"type {kind} hook {hook} priority {priority}; policy accept;"
     return [f" chain {name} {{", f"  {head}", *(f"  {rule}" for rule in rules), " }"]
 

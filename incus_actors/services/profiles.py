@@ -18,6 +18,7 @@ from incus_actors.domain.instances import (
     root_giver,
     unsupported,
 )
+from incus_actors.domain.proxies import check_proxy
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
@@ -261,6 +262,11 @@ def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str,
         problem = _nic_problem(device, networks, project)
     elif kind == "disk":
         return _disk_problem(device)
+    elif kind == "proxy":
+        try:
+            check_proxy(device)
+        except BadRequestError as error:
+            return str(error)
     return problem and f'Failed loading device "{name}": {problem}'
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from incus_actors.domain.proxies import ProxyEnd, check_proxy, listens_inside, parse_end
+from incus_actors.domain.proxies import ProxyEnd, check_proxy, listens_inside, nat_target, parse_end
 from incus_actors.domain.unix_devices import check_unix_device, paths_of
 from incus_actors.errors import BadRequestError
 
 TCP = {"listen": "tcp:127.0.0.1:80", "connect": "tcp:127.0.0.1:80"}
+NAT = {"listen": "tcp:192.0.2.1:80", "connect": "tcp:10.0.0.2:80", "nat": "true"}
 SOCKET = {"listen": "unix:/tmp/x", "connect": "tcp:127.0.0.1:90"}
 
 
@@ -27,6 +28,8 @@ def value(option: str, reason: str) -> str:
         {"listen": "udp:0.0.0.0:53", "connect": "udp:127.0.0.1:53"},
         {"listen": "unix:@x", "connect": "tcp:127.0.0.1:90"},
         {**SOCKET, "mode": "0666", "uid": "5", "gid": "6"},
+        NAT,
+        {**NAT, "listen": "udp:192.0.2.1:80-82", "connect": "udp:0.0.0.0:90-92"},
         {**TCP, "bind": "guest", "security.uid": "5", "proxy_protocol": "true", "nat": "false", "user.x": "y"},
     ],
 )
@@ -62,13 +65,49 @@ def test_proxies_that_are_taken(device):
             "Mismatch between listen port(s) and connect port(s) count",
         ),
         ({**TCP, "listen": "udp:127.0.0.1:80"}, "Proxying from udp to tcp is not supported by this server"),
-        ({**TCP, "nat": "true"}, 'The device option "nat" of proxies is not supported by this server'),
+        ({**NAT, "bind": "guest"}, "Only host-bound proxies can use NAT"),
+        ({**NAT, **SOCKET}, "Proxying unix <-> tcp is not supported when using NAT"),
+        ({**NAT, "connect": "udp:10.0.0.2:80"}, "Proxying tcp <-> udp is not supported when using NAT"),
+        ({**NAT, "listen": "tcp:0.0.0.0:80"}, 'Cannot listen on wildcard address "0.0.0.0" when in nat mode'),
+        ({**NAT, "connect": "tcp:[fd00::1]:80"}, "Cannot mix IP versions between listen and connect in nat mode"),
+        ({**NAT, "proxy_protocol": "true"}, "The PROXY header can only be sent to tcp servers in non-nat mode"),
+        (
+            {**NAT, "uid": "1"},
+            "Only proxy devices for non-abstract unix sockets can carry uid, gid, or mode properties",
+        ),
     ],
 )
 def test_proxies_that_are_refused(device, text):
     with pytest.raises(BadRequestError) as caught:
         check_proxy({"type": "proxy", **device})
     assert str(caught.value) == text
+
+
+NICS = {
+    "eth0": {"type": "nic", "ipv4.address": "none"},
+    "eth1": {"type": "nic", "ipv4.address": "10.0.0.2", "ipv6.address": "fd00:0::2"},
+    "eth2": {"type": "nic", "ipv4.address": "10.0.0.3"},
+}
+
+
+@pytest.mark.parametrize(
+    ("connect", "nics", "address"),
+    [
+        ("tcp:0.0.0.0:80", NICS, "10.0.0.2"),
+        ("tcp:10.0.0.3:80", NICS, "10.0.0.3"),
+        ("tcp:[::]:80", NICS, "fd00::2"),
+        ("tcp:[fd00:0:0::2]:80", NICS, "fd00::2"),
+        ("tcp:[::]:80", {}, "Instance has no static IPv6 address assigned to be used as the connect IP"),
+        ("tcp:10.0.0.9:80", NICS, 'Connect IP "10.0.0.9" must be one of the instance\'s static IPv4 addresses'),
+        ("tcp:127.0.0.1:80", {}, 'Connect IP "127.0.0.1" must be one of the instance\'s static IPv4 addresses'),
+    ],
+)
+def test_where_a_nat_proxy_leads(connect, nics, address):
+    try:
+        found = nat_target(parse_end(connect), nics)
+    except BadRequestError as error:
+        found = str(error)
+    assert found == address
 
 
 def test_ends():

@@ -72,7 +72,7 @@ async def test_rules_come_and_go_with_the_device_also_over_a_killed_daemon(lxc_m
         await lxc_machine.driver.update_devices(replace(given, devices={**given.devices, "q": q}))
         assert (heard(8081), heard(8082)) == ("hello", "hello")
         bad = proxy("tcp:10.99.0.1:8083", "tcp:10.99.0.8:80")
-        with pytest.raises(DriverError, match='"b": Connect IP "10.99.0.8" must be one of the instance'):
+        with pytest.raises(DriverError, match=r'"b": Connect IP "10\.99\.0\.8" must be one of the instance'):
             await lxc_machine.driver.update_devices(replace(given, devices={**given.devices, "b": bad}))
         later = LxcDriver(lxc_machine.directory)  # the daemon was killed before the rows said "q"
         assert await later.recover([given]) == [given]

@@ -216,11 +216,13 @@ class Core(Node):
         self.reads.tick()
 
     def _on_stalled(self, event: ev.Stalled) -> None:
-        """Advance the election clock by one tick only (3.8)."""
+        """Advance the election clock by one tick only (3.8), and never beyond what a heartbeat just now would give: one
+        that waited while we were stalled may have been read before this."""
         given = self._forgiveness.take(self.now, event.ms)
         self.count("stalls")
-        self.set_election_deadline(self.election_deadline_ms + given)
-        self.leader_heard_ms += given
+        at_most = max(self.election_deadline_ms, self.now + self.election_timeout_ms)
+        self.set_election_deadline(min(self.election_deadline_ms + given, at_most))
+        self.leader_heard_ms = min(self.leader_heard_ms + given, max(self.leader_heard_ms, self.now))
         if self.leadership is not None:
             self.leadership.stalled()
 

@@ -109,6 +109,7 @@ async def test_proposals_of_others(tmp_path: Path) -> None:
             await until(lambda reason=reason, before=before: dropped(reason) > before)  # type: ignore[misc]
         for status, message in (
             ("invalid", msg.Propose(PID, EntryKind.CONFIG, b"{}", 0)),
+            ("invalid", msg.Propose(PID, EntryKind.FEATURE, b"{}", 0)),
             ("invalid", msg.Propose(b"short", EntryKind.SQL, b"", 0)),
             ("too_large", msg.Propose(PID, EntryKind.SQL, bytes(2_000_000), 0)),
         ):

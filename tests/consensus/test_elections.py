@@ -297,6 +297,20 @@ def test_own_stalls_are_forgiven_but_not_for_ever() -> None:
     assert core.role is RaftRole.PRE_CANDIDATE, "2 s in any 10 s, no more"
 
 
+def test_a_stall_after_which_the_leader_was_heard_first_postpones_nothing() -> None:
+    """What waited in the sockets is read before the late timer says that there was a stall."""
+    world = World(3)
+    leader = world.elect(1)
+    core = world.cores[2]
+    world.now += 2000
+    beat = m.Heartbeat(leader.commit, 0, 0, 0, b"", world.now)
+    world.step(2, ev.Receive(envelope(world, 1, 2, beat, term=leader.term)))
+    deadline = core.election_deadline_ms
+    world.step(2, ev.Stalled(2000))
+    assert core.election_deadline_ms == deadline
+    assert core.leader_heard_ms == world.now
+
+
 def test_a_stalled_leader_says_that_it_lives_before_it_judges() -> None:
     world = World(3)
     leader = world.elect(1)

@@ -220,6 +220,8 @@ class Core(Node):
         that waited while we were stalled may have been read before this."""
         given = self._forgiveness.take(self.now, event.ms)
         self.count("stalls")
+        if given:
+            self.count_many("stall_ms_forgiven", given)
         at_most = max(self.election_deadline_ms, self.now + self.election_timeout_ms)
         self.set_election_deadline(min(self.election_deadline_ms + given, at_most))
         self.leader_heard_ms = min(self.leader_heard_ms + given, max(self.leader_heard_ms, self.now))

@@ -228,8 +228,7 @@ class Driver:
         self._ticking = True
         self.samples["loop_late"].add(float(max(0, late_ms)))
         if late_ms > STALL_MS:
-            self.count("stalls")
-            self.handle(ev.Stalled(late_ms))
+            self.handle(ev.Stalled(late_ms))  # the core counts it
         self._lane.drain()
         self._drain()
         now_ms = self._clock.monotonic_ms()

@@ -218,6 +218,10 @@ class Node:
         """Add one to a counter."""
         self.effects.append(Count(name, tuple(sorted(labels.items()))))
 
+    def count_many(self, name: str, amount: int, **labels: str) -> None:
+        """Add `amount` to a counter."""
+        self.effects.append(Count(name, tuple(sorted(labels.items())), amount))
+
     def fatal(self, reason: str, kind: str = "fatal") -> None:
         """Stop for good: nothing staged and nothing held may leave any more."""
         self.stopped = True

@@ -295,6 +295,9 @@ def test_own_stalls_are_forgiven_but_not_for_ever() -> None:
         world.step(2, ev.Stalled(500))
         world.tick(2)
     assert core.role is RaftRole.PRE_CANDIDATE, "2 s in any 10 s, no more"
+    counted = [e for member, e in world.log if member == 2 and isinstance(e, fx.Count)]
+    assert sum(e.amount for e in counted if e.name == "stalls") == 11
+    assert sum(e.amount for e in counted if e.name == "stall_ms_forgiven") == 2000
 
 
 def test_a_stall_after_which_the_leader_was_heard_first_postpones_nothing() -> None:

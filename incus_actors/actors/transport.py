@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from incus_actors.actors.actor import Actor, ChildSpec
 from incus_actors.consensus.api import Consensus
@@ -28,20 +28,6 @@ class PeersChanged:
     """The active configuration is now this."""
 
     configuration: Configuration
-
-
-@dataclass(frozen=True, slots=True)
-class GetTransport:
-    """Ask for a TransportStatus."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransportStatus:
-    """What `incus-actors` and the metrics show."""
-
-    address: str  #: "" while this member listens nowhere
-    links: frozenset[int]  #: members whose bulk link is up
-    counters: dict[str, dict[str, int]] = field(default_factory=dict)  #: by lane
 
 
 class TransportActor(Actor):
@@ -83,15 +69,12 @@ class TransportActor(Actor):
             await lane.close()
 
     async def receive(self, message: object) -> object:
-        """PeersChanged, GetTransport."""
+        """PeersChanged."""
         match message:
             case PeersChanged(configuration):
                 if self._lane is not None:
                     self._lane.set_peers(configuration.members().values(), self._consensus.member_id)
                 return None
-            case GetTransport():
-                links = frozenset() if self._lane is None else self._lane.links()
-                return TransportStatus(self._lanes.address, links, self._lanes.counters())
             case _:
                 return self.unhandled(message)
 

@@ -83,6 +83,7 @@ def status(as_json: bool) -> None:
     )
     print_whole(console, _members_table(facts))
     _print_numbers(console, facts)
+    _print_lanes(console, answer["transport"])
     for row in answer["journal"][-8:]:
         console.print(f"  term {row['term']}: {row['role']}, leader {row['leader'] or 'none'} ({row['cause']})")
 
@@ -140,3 +141,10 @@ def _print_numbers(console: Console, facts: dict[str, Any]) -> None:
     console.print(f"  queues: {depths or 'empty'}")
     for name, value in sorted(facts["counters"].items()):
         console.print(f"  {name}: {value}")
+
+
+def _print_lanes(console: Console, lanes: dict[str, dict[str, int]]) -> None:
+    """One line for each lane: what went through it, and what it refused."""
+    for lane, counters in sorted(lanes.items()):
+        told = ", ".join(f"{name} {value}" for name, value in sorted(counters.items()))
+        console.print(f"  {lane} lane: {told or 'nothing yet'}", soft_wrap=True)

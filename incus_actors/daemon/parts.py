@@ -251,6 +251,7 @@ def _services(
             host,
             operations=lambda: len(core.operations.running()),
             warnings=lambda: len(warning_queries.warnings(database)),
+            lanes=core.lanes.counters,
         ),
         instances=instances,
         images=images,
@@ -373,6 +374,7 @@ def build_parts(
         exit=end,
         actor_tree=core.actors.tree,
         role_journal=journal.rows,
+        lane_counters=core.lanes.counters,
     )
     return Parts(
         consensus=core.consensus,

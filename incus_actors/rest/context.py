@@ -34,7 +34,7 @@ class Gateway:
 
     `shutdown(force)` stops the daemon's instances and actors cleanly and returns when that is done; `exit()` then ends
     the process, after the answer is sent (CONTRACT 17). `actor_tree()` gives rows for `GET /internal/actors`,
-    `role_journal()` the last changes of role for `GET /internal/raft`.
+    `role_journal()` the last changes of role for `GET /internal/raft`, `lane_counters()` what each lane has counted.
     """
 
     settings: Settings
@@ -51,6 +51,7 @@ class Gateway:
     exit: Callable[[], None]
     actor_tree: Callable[[], list[Any]] = list
     role_journal: Callable[[], list[dict[str, Any]]] = list
+    lane_counters: Callable[[], dict[str, dict[str, int]]] = dict
     phase: Phase = "starting"
     discovery: DiscoveryAgent | None = None  #: while this server waits to be joined (rest/discovery_agent.py)
 

@@ -64,9 +64,15 @@ async def actors(request: web.Request) -> web.StreamResponse:
 
 
 async def raft(request: web.Request) -> web.StreamResponse:
-    """GET /internal/raft: what this member knows of consensus, and its last changes of role."""
+    """GET /internal/raft: what this member knows of consensus, what its lanes count, and its last changes of role."""
     here = gateway(request)
-    return sync({"status": msgspec.to_builtins(here.consensus.status()), "journal": here.role_journal()})
+    return sync(
+        {
+            "status": msgspec.to_builtins(here.consensus.status()),
+            "transport": here.lane_counters(),
+            "journal": here.role_journal(),
+        }
+    )
 
 
 async def check_state(request: web.Request) -> web.StreamResponse:

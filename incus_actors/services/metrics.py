@@ -1,6 +1,6 @@
-"""What `GET /1.0/metrics` tells: the instances of this member, the server, and its consensus (CONSENSUS 3.14).
+"""What `GET /1.0/metrics` tells: the instances of this member, the server, and its consensus.
 
-Owns the names: those of Incus where it has the same thing, `incus_actors_…` for what only we have. Called by
+Owns the names: those of Incus where it has the same thing; consensus_metrics.py has what only we have. Called by
 rest/metrics_routes.py; the library that writes the text is loaded with the first question. Must never ask another member.
 """
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from incus_actors.actors.host import Host
 from incus_actors.actors.instance_states import read_state, shown_status
-from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.drivers.base import RunStatus
 from incus_actors.model.instances import InstanceState
+from incus_actors.services.consensus_metrics import consensus_families, gauge
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries.instances import InstanceRecord
 
@@ -35,31 +35,28 @@ _NETWORK = {
 
 
 class MetricsService:
-    """`operations()` returns how many this member runs, `warnings()` how many there are."""
+    """`operations()` returns how many this member runs, `warnings()` how many there are, `lanes()` what each lane of
+    the transport has counted."""
 
-    def __init__(self, host: Host, *, operations: Callable[[], int], warnings: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        operations: Callable[[], int],
+        warnings: Callable[[], int],
+        lanes: Callable[[], dict[str, dict[str, int]]],
+    ) -> None:
         self._host = host
         self._operations = operations
         self._warnings = warnings
+        self._lanes = lanes
         self._began_s = time.monotonic()
 
     async def text(self, projects: Collection[str] | None) -> bytes:
         """Return everything in Prometheus' text format; instances of these projects only (None: all)."""
-        from prometheus_client import CollectorRegistry, generate_latest
-
         running = await self._running(projects)
-        families = [*_instances(running), *self._server(), *_consensus(self._host.consensus().status())]
-
-        class Collected:
-            """The library asks a collector."""
-
-            def collect(self) -> Iterator[Metric]:
-                """Return what was collected above."""
-                return iter(families)
-
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(Collected())
-        return generate_latest(registry)
+        status = self._host.consensus().status()
+        return exposition([*_instances(running), *self._server(), *consensus_families(status, self._lanes())])
 
     async def _running(self, projects: Collection[str] | None) -> list[tuple[InstanceRecord, InstanceState]]:
         with self._host.database().snapshot() as snapshot:
@@ -68,15 +65,25 @@ class MetricsService:
         return [(record, await read_state(self._host, record)) for record in alive]
 
     def _server(self) -> Iterator[Metric]:
-        yield _gauge("incus_uptime_seconds", "The daemon uptime in seconds", time.monotonic() - self._began_s)
-        yield _gauge("incus_operations", "The number of running operations", self._operations())
-        yield _gauge("incus_warnings", "The number of active warnings", self._warnings())
+        yield gauge("incus_uptime_seconds", "The daemon uptime in seconds", time.monotonic() - self._began_s)
+        yield gauge("incus_operations", "The number of running operations", self._operations())
+        yield gauge("incus_warnings", "The number of active warnings", self._warnings())
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
+def exposition(families: list[Metric]) -> bytes:
+    """Return these in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
 
-    return GaugeMetricFamily(name, text, value=value)
+    class Collected:
+        """The library asks a collector."""
+
+        def collect(self) -> Iterator[Metric]:
+            """Return what there is."""
+            return iter(families)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collected())
+    return generate_latest(registry)
 
 
 def _instances(running: list[tuple[InstanceRecord, InstanceState]]) -> Iterator[Metric]:
@@ -108,36 +115,3 @@ def _instances(running: list[tuple[InstanceRecord, InstanceState]]) -> Iterator[
 def _counters(interface: Any) -> dict[str, int]:
     found = interface["counters"] if isinstance(interface, dict) else interface.counters
     return dict(found)
-
-
-def _consensus(status: ConsensusStatus) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    prefix = "incus_actors_raft"
-    for name, text, value in (
-        ("term", "Present term", status.term),
-        ("is_leader", "1 on the leader", int(status.leader == status.member_id)),
-        ("leader_id", "Member that leads as far as this one knows, 0: nobody", status.leader),
-        ("commit_index", "Last entry that is committed as far as this member knows", status.commit),
-        ("applied_index", "Last entry that the state of this member has", status.applied),
-        ("durable_index", "Last entry on the disk of this member", status.durable),
-        ("loop_late_milliseconds", "Lateness of the consensus loop, 99th percentile", status.loop_late_ms),
-        ("disk_full", "1 while the database of this member has no space", int(status.disk_full)),
-    ):
-        yield _gauge(f"{prefix}_{name}", text, value)
-    lag = GaugeMetricFamily(f"{prefix}_lag_entries", "Entries that a member lacks (on the leader)", labels=("member",))
-    for peer in status.peers:
-        if status.leader == status.member_id:
-            lag.add_metric((str(peer.id),), max(0, status.commit - peer.match))
-    events = CounterMetricFamily(f"{prefix}_events", "What has happened, by kind and cause", labels=("event", "labels"))
-    for name, count in sorted(status.counters.items()):
-        event, _, labels = name.partition(",")
-        events.add_metric((event, labels), count)
-    depth = GaugeMetricFamily(f"{prefix}_queue_depth", "What waits", labels=("queue",))
-    for name, count in sorted(status.queue_depths.items()):
-        depth.add_metric((name,), count)
-    latency = GaugeMetricFamily(f"{prefix}_latency_milliseconds", "Latencies", labels=("what", "quantile"))
-    for what, quantiles in sorted(status.latency_ms.items()):
-        for quantile, value in sorted(quantiles.items()):
-            latency.add_metric((what, quantile), value)
-    yield from (lag, events, depth, latency)

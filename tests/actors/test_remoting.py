@@ -17,7 +17,7 @@ from incus_actors.actors.heartbeat import HeartbeatActor, HeartbeatTable, LinkUp
 from incus_actors.actors.messages import Terminated, remote_message
 from incus_actors.actors.ref import ActorDeadError, ActorRef, AskError, AskTimeoutError, MailboxFullError
 from incus_actors.actors.system import ActorSystem
-from incus_actors.actors.transport import GetTransport, TransportStatus, transport_spec
+from incus_actors.actors.transport import transport_spec
 from incus_actors.consensus.types import Configuration, Member
 from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotImplementedHereError
 from incus_actors.transport.address import parse_address
@@ -113,10 +113,9 @@ class Node:
     def member(self) -> Member:
         return Member(self.id, self.lanes.address)
 
-    async def links(self) -> frozenset[int]:
-        status = await self.system.ref("transport").ask(GetTransport(), deadline_s=DEADLINE_S)
-        assert isinstance(status, TransportStatus)
-        return status.links
+    def links(self) -> frozenset[int]:
+        assert self.lanes._bulk is not None
+        return self.lanes._bulk.links()
 
     async def stop(self) -> None:
         await self.system.stop()
@@ -140,7 +139,7 @@ async def two(tmp_path: Path) -> AsyncIterator[tuple[Node, Node]]:
         for node in nodes:
             node.membership.become(*(other.member() for other in nodes))
         async with asyncio.timeout(DEADLINE_S):
-            while not (await nodes[0].links() and await nodes[1].links()):
+            while not (nodes[0].links() and nodes[1].links()):
                 await asyncio.sleep(0.002)
         yield nodes
     finally:
@@ -316,7 +315,7 @@ async def test_the_transport_actor_restarts_on_its_ports(tmp_path: Path) -> None
 
 async def until_linked(node: Node, member: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while member not in await node.links():
+        while member not in node.links():
             await asyncio.sleep(0.002)
 
 

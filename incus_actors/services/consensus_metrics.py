@@ -1,0 +1,89 @@
+"""What `GET /1.0/metrics` tells of consensus and of the lanes between members (CONSENSUS 3.14).
+
+Owns the names `incus_actors_…`; called by metrics.py with what was published already. Must never ask anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from incus_actors.consensus.api import ConsensusStatus
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_PREFIX = "incus_actors_raft"
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """Return a gauge without labels."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def consensus_families(status: ConsensusStatus, lanes: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    """Yield everything; `lanes` holds the counters of each lane."""
+    yield from _own(status)
+    yield from _peers(status)
+    yield from _numbers(status)
+    yield _lanes(lanes)
+
+
+def _own(status: ConsensusStatus) -> Iterator[Metric]:
+    for name, text, value in (
+        ("term", "Present term", status.term),
+        ("is_leader", "1 on the leader", int(status.leader == status.member_id)),
+        ("leader_id", "Member that leads as far as this one knows, 0: nobody", status.leader),
+        ("commit_index", "Last entry that is committed as far as this member knows", status.commit),
+        ("applied_index", "Last entry that the state of this member has", status.applied),
+        ("durable_index", "Last entry on the disk of this member", status.durable),
+        ("loop_late_milliseconds", "Lateness of the consensus loop, 99th percentile", status.loop_late_ms),
+        ("disk_full", "1 while the database of this member has no space", int(status.disk_full)),
+    ):
+        yield gauge(f"{_PREFIX}_{name}", text, value)
+
+
+def _peers(status: ConsensusStatus) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    lag = GaugeMetricFamily(f"{_PREFIX}_lag_entries", "Entries that a member lacks (on the leader)", labels=("member",))
+    for peer in status.peers:
+        if status.leader == status.member_id:
+            lag.add_metric((str(peer.id),), max(0, status.commit - peer.match))
+    yield lag
+
+
+def _numbers(status: ConsensusStatus) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    events = CounterMetricFamily(
+        f"{_PREFIX}_events", "What has happened, by kind and cause", labels=("event", "labels")
+    )
+    for name, count in sorted(status.counters.items()):
+        event, _, labels = name.partition(",")
+        events.add_metric((event, labels), count)
+    depth = GaugeMetricFamily(f"{_PREFIX}_queue_depth", "What waits", labels=("queue",))
+    for name, count in sorted(status.queue_depths.items()):
+        depth.add_metric((name,), count)
+    latency = GaugeMetricFamily(f"{_PREFIX}_latency_milliseconds", "Latencies", labels=("what", "quantile"))
+    for what, quantiles in sorted(status.latency_ms.items()):
+        for quantile, value in sorted(quantiles.items()):
+            latency.add_metric((what, quantile), value)
+    yield from (events, depth, latency)
+
+
+def _lanes(lanes: Mapping[str, Mapping[str, int]]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    counted = CounterMetricFamily(
+        "incus_actors_transport_events",
+        "What the links between members have done and refused (zap_refused: no member's key, stranger: a member's no "
+        "longer, malformed, unknown_version, wrong_source, oversized)",
+        labels=("lane", "event"),
+    )
+    for lane, counters in sorted(lanes.items()):
+        for name, count in sorted(counters.items()):
+            counted.add_metric((lane, name), count)
+    return counted

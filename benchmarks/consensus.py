@@ -29,7 +29,7 @@ from incus_actors.transport.address import PeerAddress, format_address
 from incus_actors.transport.control_lane import ControlLane
 from incus_actors.transport.keys import load_or_create_curve_keys
 
-TABLE = "CREATE TABLE kv (key INTEGER PRIMARY KEY, value BLOB)"
+TABLE = "CREATE TABLE kv (key INTEGER PRIMARY KEY, value BLOB) STRICT"
 PUT = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 KEYS = 10_000
 VALUE = b"v" * 200

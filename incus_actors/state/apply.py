@@ -24,7 +24,7 @@ from incus_actors.state.codec import (
     decode_transaction,
     encode_outcome,
 )
-from incus_actors.state.determinism import KNOWN, DeterminismGuard, Mode
+from incus_actors.state.determinism import DeterminismGuard, Mode
 from incus_actors.state.lint import schema_problems
 from incus_actors.state.whole_hash import whole_hash
 
@@ -294,7 +294,6 @@ class Applier:
                 return Outcome("conflict", index, label=guard.label)
         self._guard.mode = Mode.CORE
         self._forget_rowid(transaction.statements)
-        tables = self._tables() if transaction.schema else frozenset()
         mode = Mode.SCHEMA if transaction.schema else Mode.DATA
         rows: list[tuple[tuple[None | int | float | str | bytes, ...], ...]] = []
         changed: list[int] = []
@@ -305,7 +304,7 @@ class Applier:
             changed.append(max(0, cursor.rowcount))
         self._guard.mode = Mode.CORE
         if transaction.schema:
-            problems = schema_problems(self._connection, self._tables() - tables, KNOWN)
+            problems = schema_problems(self._connection)
             if problems:
                 return Outcome("error", index, error="; ".join(problems))
         return Outcome("applied", index, rows=tuple(rows), changed=tuple(changed))
@@ -315,12 +314,6 @@ class Applier:
         restarted would otherwise see 0 where the others see what an earlier entry left."""
         if any("last_insert_rowid" in s.sql.lower() or "changes" in s.sql.lower() for s in statements):
             self._core("REPLACE INTO temp._reset (id) VALUES (0)")
-
-    def _tables(self) -> frozenset[str]:
-        found = self._core(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        ).fetchall()
-        return frozenset(str(row[0]) for row in found)
 
     def wal_bytes(self) -> int:
         """Return the size of the write-ahead log file."""

@@ -8,26 +8,49 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
+from typing import TypeAlias
 
 from incus_actors.errors import BadRequestError
 from incus_actors.model.transaction import Transaction
+from incus_actors.state.determinism import KNOWN, TOO_NEW
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-    |(?P<word>[A-Za-z_][A-Za-z_0-9$]*)|(?P<open>\()|(?P<close>\))|(?P<end>;)|(?P<other>.)""",
+    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*')
+    |(?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
+    |(?P<word>[A-Za-z_][A-Za-z_0-9$]*)|(?P<number>\d[\w.]*)|(?P<open>\()|(?P<close>\))
+    |(?P<other>[?:@$]\w+|.)""",
     re.VERBOSE | re.DOTALL,
 )
 _UNORDERED_AGGREGATES = frozenset({"GROUP_CONCAT", "STRING_AGG", "JSON_GROUP_ARRAY", "JSON_GROUP_OBJECT"})
 _VERBS = frozenset({"INSERT", "REPLACE", "UPDATE", "DELETE", "SELECT", "VALUES", "CREATE", "ALTER", "DROP"})
 _DDL = frozenset({"CREATE", "ALTER", "DROP"})
-_CALL = re.compile(r"([A-Za-z_][A-Za-z_0-9]*)\s*\(")
+_QUERY = frozenset({"SELECT", "VALUES", "WITH"})
+#: What ends a FROM clause.
+_AFTER_FROM = frozenset("WHERE GROUP HAVING WINDOW ORDER LIMIT UNION EXCEPT INTERSECT RETURNING ON ;".split())  # noqa: SIM905
 
 
 class LintError(BadRequestError):
     """A statement whose effect could differ from member to member."""
+
+
+@dataclass(eq=False, slots=True)
+class _Scope:
+    """What is between two parentheses, or all that is outside of any: words in upper case, quoted names with a
+    quotation mark before them, marks, and the scopes inside. `before` is the item in front of the parenthesis."""
+
+    before: _Item = ""
+    items: list[_Item] = field(default_factory=list)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it has an ORDER BY of its own."""
+        return _ordered(self.items)
+
+
+_Item: TypeAlias = "str | _Scope"
 
 
 def check_transaction(transaction: Transaction) -> None:
@@ -50,71 +73,151 @@ def _short(sql: str) -> str:
     return " ".join(sql.split())[:120]
 
 
-def _words(sql: str) -> Iterator[tuple[int, str]]:
-    """Yield (depth of parentheses, upper-case word), with "(" and ";" as words of their own."""
-    depth = 0
+def _scopes(sql: str) -> list[_Scope]:
+    """Return all scopes, the outermost first."""
+    found = [_Scope()]
+    stack = [found[0]]
     for match in _TOKEN.finditer(sql):
-        if match.lastgroup == "word":
-            yield depth, match.group().upper()
-        elif match.lastgroup == "open":
-            depth += 1
-        elif match.lastgroup == "close":
-            depth -= 1
-        elif match.lastgroup == "end":
-            yield depth, ";"
+        kind, text, items = match.lastgroup, match.group(), stack[-1].items
+        if kind == "open":
+            inner = _Scope(items[-1] if items else "")
+            items.append(inner)
+            found.append(inner)
+            stack.append(inner)
+        elif kind == "close":
+            del stack[max(1, len(stack) - 1) :]
+        elif kind == "name":
+            items.append(f'"{text[1:-1].upper()}')
+        elif kind != "skip":
+            items.append(text.upper())
+    return found
+
+
+def _ordered(items: list[_Item]) -> bool:
+    return ("ORDER", "BY") in pairwise(items)
+
+
+def _called(item: _Item) -> str:
+    """Return the function that is called if a parenthesis follows this item, in upper case."""
+    return item.lstrip('"') if isinstance(item, str) else ""
 
 
 @lru_cache(maxsize=1024)
 def _verb(sql: str) -> str:
-    top = [word for depth, word in _words(sql) if depth == 0]
-    if not top or top[0] not in _VERBS | {"WITH"}:
+    return _verb_of(_scopes(sql)[0].items)
+
+
+def _verb_of(items: list[_Item]) -> str:
+    if not items or items[0] not in _VERBS | {"WITH"}:
         return ""  # EXPLAIN, PRAGMA, BEGIN ...
-    return next((word for word in top if word in _VERBS), "")
+    return next((item for item in items if isinstance(item, str) and item in _VERBS), "")
 
 
 @lru_cache(maxsize=1024)
 def _problem(sql: str) -> str:
     """Return what is wrong with one statement, or nothing."""
-    words = list(_words(sql))
-    top = [word for depth, word in words if depth == 0]
+    scopes = _scopes(sql)
+    top = scopes[0].items
     if top and top[-1] == ";":
         top.pop()
-    verb = _verb(sql)
-    everywhere = {word for _, word in words}
-    ordered = ("ORDER", "BY") in set(pairwise(top))
+    problem = _trigger_problem(top) if top[:2] == ["CREATE", "TRIGGER"] else _statement_problem(top)
+    return problem or next(filter(None, (_scope_problem(scope) for scope in scopes[1:])), "")
+
+
+def _trigger_problem(items: list[_Item]) -> str:
+    """Look at each statement of a trigger's body."""
+    if "BEGIN" not in items or items[-2:] != [";", "END"]:
+        return "a trigger has a body"
+    body: list[list[_Item]] = [[]]
+    for item in items[items.index("BEGIN") + 1 : -2]:
+        if item == ";":
+            body.append([])
+        else:
+            body[-1].append(item)
+    return next(filter(None, map(_statement_problem, body)), "")
+
+
+def _statement_problem(items: list[_Item]) -> str:
+    verb = _verb_of(items)
     if not verb:
         return "not a statement of data or schema"
-    if ";" in top and not (verb == "CREATE" and "TRIGGER" in top):
+    if ";" in items:
         return "one statement at a time"
-    if verb in {"INSERT", "REPLACE"} and "SELECT" in top and not ordered:
+    if verb in {"INSERT", "REPLACE"} and "SELECT" in items and not _ordered(items):
         return "INSERT ... SELECT needs ORDER BY"
-    if verb in {"UPDATE", "DELETE"} and "LIMIT" in top:
+    if verb in {"UPDATE", "DELETE"} and "LIMIT" in items:
         return f"{verb} ... LIMIT picks rows in no certain order"
-    if verb == "CREATE" and "TABLE" in top and "SELECT" in top:
+    if verb == "CREATE" and "TABLE" in items and "SELECT" in items:
         return "CREATE TABLE ... AS SELECT has no certain order"
-    if everywhere & _UNORDERED_AGGREGATES and ("ORDER" not in everywhere):
-        return "an aggregate that depends on order needs ORDER BY"
+    return _scope_problem(_Scope("", items))
+
+
+def _scope_problem(scope: _Scope) -> str:
+    """Look at what stands in one scope; scopes inside are looked at by themselves."""
+    items = scope.items
+    if "LIMIT" in items and not scope.ordered:
+        return "LIMIT needs ORDER BY beside it"
+    call = _called(scope.before)
+    if scope.ordered and call not in {"", "OVER", "AS"} and items[0] not in _QUERY:
+        return "ORDER BY inside an aggregate is not known to SQLite before 3.44; order a subquery in FROM"
+    if call.lower() in TOO_NEW:
+        return f"{call.lower()}() is not known to the oldest SQLite that a member may have"
+    for place, (item, following) in enumerate(pairwise(items)):
+        aggregate = isinstance(following, _Scope) and _called(item) in _UNORDERED_AGGREGATES
+        if aggregate and not _fed_in_order(items, place + 2):
+            return "an aggregate that depends on order needs ORDER BY in the subquery that it reads FROM"
+    if any(isinstance(item, str) and item[:1].isdigit() and "_" in item for item in items):
+        return "digits with _ between them are not known to SQLite before 3.46"
     return ""
 
 
-def schema_problems(connection: sqlite3.Connection, tables: Iterable[str], known: frozenset[str]) -> list[str]:
-    """Return what is wrong with these new tables: each has a primary key that no page layout decides (an INTEGER
-    PRIMARY KEY, or WITHOUT ROWID), its defaults call only `known` functions, and no check waits for the commit."""
+def _fed_in_order(items: list[_Item], place: int) -> bool:
+    """Whether the aggregate whose call ends before `place` gets its rows in order: from a window that has one, or
+    from nothing but a subquery that has one."""
+    if items[place : place + 1] == ["FILTER"]:
+        place += 2
+    if items[place : place + 1] == ["OVER"]:
+        window = items[place + 1] if place + 1 < len(items) else ""
+        return isinstance(window, _Scope) and window.ordered
+    start = next((n for n in range(place, len(items)) if items[n] == "FROM" or items[n] in _AFTER_FROM), len(items))
+    end = next((n for n in range(start, len(items)) if items[n] in _AFTER_FROM), len(items))
+    source = items[start + 1 : end]
+    joined = "," in source or "JOIN" in source
+    return bool(source) and isinstance(source[0], _Scope) and source[0].ordered and not joined
+
+
+def schema_problems(connection: sqlite3.Connection) -> list[str]:
+    """Return what is wrong with the application's tables.
+
+    Each is STRICT, has a primary key that no page layout decides (an INTEGER PRIMARY KEY that is the rowid, or
+    WITHOUT ROWID) and no counter in sqlite_sequence: when AUTOINCREMENT is at its end, SQLite says "disk full", which
+    a member waits for and does not answer. Its defaults call only functions that are the same everywhere, and no
+    check waits for the commit. All tables are looked at, because ALTER TABLE changes old ones.
+    """
     problems: list[str] = []
-    for table in sorted(tables):
-        columns = connection.execute(
-            "SELECT name, type, pk, dflt_value FROM pragma_table_xinfo(?)", (table,)
-        ).fetchall()
-        sql = str(connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0])
-        words = [word for _, word in _words(sql)]
-        keys = [column for column in columns if column[2]]
-        rowid_alias = len(keys) == 1 and str(keys[0][1]).upper() == "INTEGER"
-        if not rowid_alias and "WITHOUT" not in words:
+    tables = connection.execute(
+        "SELECT t.name, t.wr, t.strict, s.sql FROM pragma_table_list t JOIN sqlite_master s ON s.name = t.name"
+        " WHERE t.schema = 'main' AND s.type = 'table' AND t.name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY t.name"
+    ).fetchall()
+    for table, without_rowid, strict, sql in tables:
+        items = [item for scope in _scopes(sql) for item in scope.items]
+        if not strict:
+            problems.append(f"table {table} is not STRICT")
+        if not without_rowid and not _has_rowid_alias(connection, table):
             problems.append(f"table {table} has neither an INTEGER PRIMARY KEY nor WITHOUT ROWID")
-        if "DEFERRED" in words:
+        if "AUTOINCREMENT" in items:
+            problems.append(f"table {table} has AUTOINCREMENT")
+        if "DEFERRED" in items:
             problems.append(f"table {table} has a deferred constraint, which would fail at commit")
-        for name, _, _, default in columns:
-            unknown = {call.lower() for call in _CALL.findall(str(default or ""))} - known
-            if unknown:
-                problems.append(f"column {table}.{name} has a default that calls {', '.join(sorted(unknown))}")
+        for name, default in connection.execute("SELECT name, dflt_value FROM pragma_table_xinfo(?)", (table,)):
+            called = {_called(scope.before).lower() for scope in _scopes(str(default or ""))} - {""}
+            if called - KNOWN:
+                problems.append(f"column {table}.{name} has a default that calls {', '.join(sorted(called - KNOWN))}")
     return problems
+
+
+def _has_rowid_alias(connection: sqlite3.Connection, table: str) -> bool:
+    """Whether the primary key is the rowid. A key that is not has an index, as `INTEGER PRIMARY KEY DESC` has."""
+    keys = connection.execute("SELECT COUNT(*) FROM pragma_table_xinfo(?) WHERE pk > 0", (table,)).fetchone()[0]
+    indexes = connection.execute("SELECT COUNT(*) FROM pragma_index_list(?) WHERE origin = 'pk'", (table,))
+    return bool(keys) and not indexes.fetchone()[0]

@@ -100,7 +100,7 @@ def insert(value: int) -> Transaction:
 
 
 TABLE = Transaction(
-    (Statement("CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER UNIQUE, at TEXT DEFAULT CURRENT_TIMESTAMP)"),),
+    (Statement("CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER UNIQUE, at TEXT DEFAULT CURRENT_TIMESTAMP) STRICT"),),
     topics=("schema",),
     schema=True,
 )

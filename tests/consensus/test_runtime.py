@@ -278,7 +278,7 @@ async def main():
     runtime = ConsensusRuntime(directory, NoLane, realtime=False)
     await runtime.start()
     await runtime.propose(Transaction((Statement(
-        "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, a INTEGER)"),), schema=True))
+        "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, a INTEGER) STRICT"),), schema=True))
     async def write():
         while True:
             outcome = await runtime.propose(Transaction((Statement("INSERT INTO t (a) VALUES (1) RETURNING id"),)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from incus_actors.model.transaction import Guard, Outcome, Statement, Transactio
 from incus_actors.state.apply import Applier, ApplyError, Batch, UnknownEntryKindError
 from incus_actors.state.codec import encode_expire, encode_transaction
 from incus_actors.state.database import Database
+from incus_actors.state.determinism import DeterminismGuard, Mode
 
 SQL, SCHEMA, EXPIRE, CHECK = 2, 3, 4, 6
 START_MS = 1_700_000_000_000
@@ -70,8 +72,8 @@ class Replica:
 def replica(tmp_path: Path) -> Replica:
     made = Replica(tmp_path / "global-1.db")
     assert made.ddl(
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, a UNIQUE, at TEXT DEFAULT CURRENT_TIMESTAMP,"
-        " r INTEGER DEFAULT (random()), b BLOB DEFAULT (randomblob(4)))"
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a ANY UNIQUE, at TEXT DEFAULT CURRENT_TIMESTAMP,"
+        " r INTEGER DEFAULT (random()), b BLOB DEFAULT (randomblob(4))) STRICT"
     ).applied
     return made
 
@@ -254,11 +256,18 @@ def test_a_statement_can_not_borrow_what_another_mode_prepared(replica: Replica)
 @pytest.mark.parametrize(
     ("sql", "why"),
     [
-        ("CREATE TABLE u (a TEXT)", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
-        ("CREATE TABLE u (a TEXT PRIMARY KEY)", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
-        ("CREATE TABLE u (id INTEGER PRIMARY KEY, v TEXT DEFAULT (sqlite_version()))", "calls sqlite_version"),
+        ("CREATE TABLE u (a TEXT) STRICT", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
+        ("CREATE TABLE u (a TEXT PRIMARY KEY) STRICT", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
+        ("CREATE TABLE u (a TEXT PRIMARY KEY, without TEXT) STRICT", "neither an INTEGER PRIMARY KEY nor WITHOUT"),
+        ("CREATE TABLE u (id INTEGER PRIMARY KEY DESC) STRICT", "neither an INTEGER PRIMARY KEY nor WITHOUT ROWID"),
+        ("CREATE TABLE u (id INTEGER, b INTEGER, PRIMARY KEY (id, b)) STRICT", "neither an INTEGER PRIMARY KEY nor"),
+        ("CREATE TABLE u (id INTEGER PRIMARY KEY)", "u is not STRICT"),
+        ("CREATE TABLE u (id INTEGER PRIMARY KEY AUTOINCREMENT) STRICT", "u has AUTOINCREMENT"),
+        ("CREATE TABLE u (id INTEGER PRIMARY KEY, v TEXT DEFAULT (sqlite_version())) STRICT", "calls sqlite_version"),
+        ('CREATE TABLE u (id INTEGER PRIMARY KEY, v TEXT DEFAULT ("hex" (1) || [sin] (1))) STRICT', "calls sin"),
+        ("ALTER TABLE t ADD COLUMN v TEXT DEFAULT (sqlite_version())", "column t.v has a default that calls"),
         (
-            "CREATE TABLE u (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)",
+            "CREATE TABLE u (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED) STRICT",
             "deferred constraint",
         ),
     ],
@@ -268,11 +277,36 @@ def test_tables_that_could_differ_are_refused(replica: Replica, sql: str, why: s
     assert outcome.status == "error"
     assert why in outcome.error
     assert replica.rows("SELECT name FROM sqlite_master WHERE name = 'u'") == []
-    assert replica.ddl("CREATE TABLE u (k TEXT PRIMARY KEY) WITHOUT ROWID").applied
+    assert replica.rows("SELECT name FROM pragma_table_info('t') WHERE name = 'v'") == []
+    assert replica.ddl("CREATE TABLE u (k TEXT PRIMARY KEY) STRICT, WITHOUT ROWID").applied
+
+
+def test_a_table_may_be_made_and_changed(replica: Replica) -> None:
+    assert replica.ddl(
+        "CREATE TABLE u (k INTEGER, j TEXT, \"autoincrement\" TEXT DEFAULT (upper('x')), PRIMARY KEY (k)) STRICT",
+        "CREATE VIEW v AS SELECT k FROM u",
+        "ALTER TABLE t ADD COLUMN more TEXT NOT NULL DEFAULT 'sqlite_version()'",
+        "DROP TABLE u",
+    ).applied
+
+
+@pytest.mark.parametrize("name", ["octet_length", "string_agg", "unhex", "soundex", "ceil"])
+def test_functions_that_some_sqlite_lacks_fail_everywhere(name: str) -> None:
+    """They are unknown to the one and must be refused by the other, which we make here if it is not the one."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.create_function(name, 1, lambda value: value, deterministic=True)
+        assert connection.execute(f"SELECT {name}('61')").fetchone() == ("61",)
+        guard = DeterminismGuard(connection)
+        with pytest.raises(sqlite3.OperationalError, match="user-defined function raised exception"):
+            connection.execute(guard.text(Mode.CORE, f"SELECT {name}('61')")).fetchone()
+        guard.mode = Mode.DATA
+        with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+            connection.execute(guard.text(Mode.DATA, f"SELECT {name}('61')"))
+        guard.close()
 
 
 def test_foreign_keys_are_enforced_and_cascade(replica: Replica) -> None:
-    replica.ddl("CREATE TABLE c (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) ON DELETE CASCADE)")
+    replica.ddl("CREATE TABLE c (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t (id) ON DELETE CASCADE) STRICT")
     assert replica.sql("INSERT INTO c (t) VALUES (9)").error == "FOREIGN KEY constraint failed"
     replica.sql("INSERT INTO t (id, a) VALUES (1, 1)")
     replica.sql("INSERT INTO c (t) VALUES (1)")

@@ -78,7 +78,8 @@ def status(as_json: bool) -> None:
     )
     console.print(
         f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
-        f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms",
+        f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms   free disk {_space(facts['free_kib'])}   "
+        f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute",
         soft_wrap=True,
     )
     print_whole(console, _members_table(facts))
@@ -106,6 +107,8 @@ def _members_table(facts: dict[str, Any]) -> Table:
     table = Table(box=box.ASCII)
     for heading in ("ID", "ROLE", "ADDRESS", "DOMAIN", "MATCH", "LAG", "STATE", "LAST CONTACT", "RTT", "LINK"):
         table.add_column(heading)
+    table.add_column("IN FLIGHT")
+    table.add_column("FREE DISK")
     peers = {peer["id"]: peer for peer in facts["peers"]}
     configuration = facts["configuration"]
     for member in configuration["new"] or configuration["old"]:
@@ -123,8 +126,15 @@ def _members_table(facts: dict[str, Any]) -> Table:
             f"{told['last_contact_ms']} ms" if told else "",
             f"{told['round_trip_ms']:.1f} ms" if told else "",
             ("up" if peer["link"] else "down") if peer else "",
+            str(told["in_flight"]) if told else "",
+            _space(facts["free_kib"]) if mine else _space(told["free_kib"]) if told else "",
         )
     return table
+
+
+def _space(kib: int) -> str:
+    """Return free space for people; -1: nobody has looked yet."""
+    return "unknown" if kib < 0 else f"{kib / (1 << 20):.1f} GiB"
 
 
 def _number(name: str, key: str, value: float) -> str:

@@ -20,10 +20,12 @@ class PeerStatus:
 
     id: MemberId
     match: Index
-    state: str  #: probe, replicate, snapshot
+    state: str  #: probe, replicate, snapshot, excluded; unknown unless this member leads
     last_contact_ms: int
     round_trip_ms: float
     link: bool
+    in_flight: int = 0  #: messages with entries that have not been answered
+    free_kib: int = -1  #: on its disk; -1: it has not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class ConsensusStatus:
     latency_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     loop_late_ms: float = 0.0
     refused_by: tuple[MemberId, ...] = ()  #: members to which our key is unknown
+    free_kib: int = -1  #: on the disk of this member; -1: nobody has looked yet
+    fast_path_spent: int = 0  #: campaigns within the last minute for a broken link alone, of `fast_path_budget`
+    fast_path_budget: int = 0
     disk_full: bool = False  #: log or state of this member wait for disk space
     halted: str = ""  #: why this member decides nothing although its daemon runs, and what to do
 

@@ -23,7 +23,7 @@ class Campaign:
     """Votes of one pre-vote round or one election."""
 
     why: str
-    started_ms: int
+    started_ms: int  #: an election begins with its pre-vote
     transfer: bool = False
     attempts: int = 0
     granted: dict[MemberId, bool] = field(default_factory=dict)
@@ -97,7 +97,8 @@ def _ask_prevote(node: Node, running: Campaign) -> None:
 
 def start_election(node: Node, why: str) -> None:
     """Ask all voters for this term; our own vote is being written at the same time."""
-    node.campaign = Campaign(why, node.now, transfer=why == "transfer")
+    began_ms = node.now if node.campaign is None else node.campaign.started_ms
+    node.campaign = Campaign(why, began_ms, transfer=why == "transfer")
     node.election_timeout_ms = node.draw_election_timeout()
     node.count("elections_started", why=why)
     _ask_vote(node, node.campaign)
@@ -147,6 +148,7 @@ def on_prevote_response(node: Node, envelope: Envelope, message: PreVoteResponse
             node.proposals.dispatch_all()
     running.granted[envelope.source] = message.granted
     if has_majority(node.voter_sets, _yes(running)):
+        node.count("prevotes_won", why=running.why)
         node.become_candidate(running.why)
 
 

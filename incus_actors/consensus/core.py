@@ -184,6 +184,7 @@ class Core(Node):
         why = "won" if self.campaign is None else self.campaign.why
         if self.campaign is not None:
             self.count("elections_won", why=why)
+            self.measured["election"].add(float(self.now - self.campaign.started_ms))
         self.role = RaftRole.LEADER
         self.leader = self.id
         self.term_leader = self.id

@@ -65,6 +65,9 @@ class LogWriter(Protocol):
     def depth(self) -> int:
         """Return how many writes wait."""
 
+    def witness_lag(self) -> int:
+        """Return how many durable entries the witness would not know of after a power cut."""
+
 
 class StateWriter(Protocol):
     """The part of ApplyThread that the driver calls."""
@@ -383,7 +386,12 @@ class Driver:
 
     def queue_depths(self) -> dict[str, int]:
         """Return how much waits where."""
-        return {"log": self._log.depth(), "unconfirmed_writes": len(self._writes), "apply": self._state.depth()}
+        return {
+            "log": self._log.depth(),
+            "unconfirmed_writes": len(self._writes),
+            "apply": self._state.depth(),
+            "witness": self._log.witness_lag(),
+        }
 
     def _remember(self, now_ms: int, event: ev.Event) -> None:
         """Keep what the core heard, without its content, for the time after a fail-stop."""

@@ -223,6 +223,7 @@ class Engine:
         now_ms = self._settings.clock.monotonic_ms()
         if now_ms >= self._latency_at_ms:
             self._latency_at_ms = now_ms + _LATENCY_EVERY_MS
-            self._latency = {name: samples.summary() for name, samples in driver.samples.items()}
+            measured = {**driver.samples, **core.measured}
+            self._latency = {name: samples.summary() for name, samples in measured.items()}
         self.status = look(core, driver, durable, lane, self._latency, now_ms)
         return self.status

@@ -152,6 +152,9 @@ class Leadership:
             or (progress.commit_told < commit and (progress.heartbeat_ms <= eager or progress.leaving_until_ms))
         ]
         if due:
+            late_ms = now - min(progress.heartbeat_due_ms for progress in due)
+            if late_ms >= 0:  # else nobody's was due: they hear of a commit
+                node.measured["heartbeat_late"].add(float(late_ms))
             heir = self.heir()
             for progress in due:
                 self.heartbeat(progress, heir)

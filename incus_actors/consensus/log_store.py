@@ -293,6 +293,12 @@ class LogStore:
 
     # Upkeep
 
+    @property
+    def witness_lag(self) -> int:
+        """How many durable entries the witness would not know of after a power cut; any thread may ask."""
+        witness = self._witness
+        return 0 if witness is None else max(0, self._tail.index - witness.synced_index)
+
     def sync_witness(self) -> None:
         """Make the witness survive a power cut; every few seconds."""
         if self._witness is not None:

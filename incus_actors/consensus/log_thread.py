@@ -85,6 +85,10 @@ class LogThread:
         """Return how many writes wait."""
         return self._queue.qsize()
 
+    def witness_lag(self) -> int:
+        """Return how many durable entries the witness would not know of after a power cut."""
+        return self._store.witness_lag
+
     def submit(self, write: WriteLog) -> None:
         """Queue a write; answered by LogDone or LogTrouble."""
         self._queue.put(_Submitted(write, time.monotonic_ns()))

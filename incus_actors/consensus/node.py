@@ -22,6 +22,7 @@ from incus_actors.consensus.effects import (
     WriteLog,
 )
 from incus_actors.consensus.log import RaftLog
+from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import PROTOCOL_VERSION, Envelope, Message, PreVote, Vote
 from incus_actors.consensus.types import (
     NOBODY,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 NEVER = 1 << 62  #: a time that does not come
 APPLY_BATCH = 1024
 DIGESTS_KEPT = 512
+MEASURED = ("heartbeat_late", "election", "snapshot_sending", "snapshot_receiving")
 
 
 class Randomness(Protocol):
@@ -124,6 +126,9 @@ class Node:
         self.known_members: frozenset[MemberId] = frozenset(self.log.configuration.members())
         self.visible_voters: tuple[MemberId, ...] = ()
         self.voter_sets = self.log.configuration.voter_sets()
+
+        #: how long things took; decides nothing
+        self.measured = {name: Samples() for name in MEASURED}
 
         self.effects: list[Effect] = []
         self.write_id = 0

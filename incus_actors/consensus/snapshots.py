@@ -76,6 +76,7 @@ def on_ack(node: Node, progress: Progress, message: SnapshotAck) -> None:
         progress.acknowledged(offer.index, progress.sequence)
         progress.become_replicate()
         node.count("snapshots_installed")
+        node.measured["snapshot_sending"].add(float(node.now - sending.since_ms))
         maybe_commit(node)
         send_appends(node, progress)
     elif message.state == "abort":
@@ -104,6 +105,7 @@ def chunk_read(node: Node, event: SnapshotChunkRead) -> None:
     progress = _sending(node, event.peer)
     sending = None if progress is None else progress.snapshot
     if sending is not None and sending.offer is not None and sending.offer.snapshot_id == event.snapshot_id:
+        node.count_many("snapshot_bytes_sent", len(event.data))
         node.send(event.peer, SnapshotChunk(event.snapshot_id, event.offset, event.data, event.crc), bulk=True)
 
 
@@ -163,6 +165,7 @@ class SnapshotReceiver:
     stored_offset: int = 0  #: what the driver has in the file
     gap_offset: int = -1  #: asked for again: chunks behind one gap are many, one request for it is enough
     installing: bool = False
+    began_ms: int = 0
 
     @property
     def busy(self) -> bool:
@@ -187,6 +190,7 @@ class SnapshotReceiver:
         self.leader = envelope.source
         if self.offer is None or self.offer.snapshot_id != offer.snapshot_id:
             self.offer, self.expected_offset, self.stored_offset = offer, 0, 0
+            self.began_ms = node.now
         self.expected_offset, self.gap_offset = self.stored_offset, -1
         self._ack("receiving", self.stored_offset)
 
@@ -204,6 +208,7 @@ class SnapshotReceiver:
         if self.expected_offset > offer.size:
             self.failed("size")
             return
+        self.node.count_many("snapshot_bytes_received", len(message.data))
         self.node.emit(StoreSnapshotChunk(offer, message.offset, message.data, message.crc))
 
     def stored(self, event: SnapshotChunkStored) -> None:
@@ -248,6 +253,7 @@ class SnapshotReceiver:
         self.offer = None
         self.installing = False
         node.count("snapshots_received")
+        node.measured["snapshot_receiving"].add(float(node.now - self.began_ms))
         node.apply_ready()
         node.reads.applied()
 

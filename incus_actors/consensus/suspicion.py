@@ -94,6 +94,10 @@ class Suspicion:
         self._recent.append((node.now, node.leader))
         return True
 
+    def spent(self) -> int:
+        """Return how many campaigns of the fast path count against the budget of this minute (F5)."""
+        return sum(1 for at_ms, _ in self._recent if at_ms > self.node.now - MINUTE_MS)
+
     def found_leader(self) -> None:
         """F6: somebody leads; whatever we suspected is over, and who asked meanwhile hears so."""
         self.forgotten = NOBODY

@@ -12,7 +12,10 @@ from incus_actors.consensus.api import ConsensusStatus, PeerStatus
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.driver import Driver
 from incus_actors.consensus.lane import RaftLane
+from incus_actors.consensus.suspicion import BUDGET_PER_MINUTE
 from incus_actors.consensus.types import DurableState, MemberId
+
+_NOT_TOLD = 1 << 30  #: what the core assumes until it hears of a disk
 
 
 def look(
@@ -43,25 +46,34 @@ def look(
         queue_depths=driver.queue_depths(),
         latency_ms=latency_ms,
         loop_late_ms=latency_ms.get("loop_late", {}).get("p99", 0.0),
+        free_kib=_told(core.free_kib),
+        fast_path_spent=core.suspicion.spent(),
+        fast_path_budget=BUDGET_PER_MINUTE,
         disk_full=driver.disk_full,
         halted=driver.halted,
     )
 
 
+def _told(free_kib: int) -> int:
+    return -1 if free_kib == _NOT_TOLD else free_kib
+
+
 def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerStatus, ...]:
-    progress = core.leadership.progress if core.leadership is not None else {}
+    views = {view.id: view for view in core.peers()}
     peers: list[PeerStatus] = []
     for member in core.log.configuration.members():
         if member == core.id:
             continue
-        found = progress.get(member)
+        found = views.get(member)
         if found is None:
             peers.append(PeerStatus(member, 0, "unknown", -1, 0.0, member in links))
-        else:
-            contact_ms = max(0, now_ms - found.contact_ms)
-            peers.append(
-                PeerStatus(
-                    member, found.match, str(found.state.value), contact_ms, found.round_trip_ms, member in links
-                )
+            continue
+        contact_ms = max(0, found.contact_age_ms + now_ms - core.now)
+        link = member in links
+        free_kib = _told(found.free_kib)
+        peers.append(
+            PeerStatus(
+                member, found.match, found.state, contact_ms, found.round_trip_ms, link, found.in_flight, free_kib
             )
+        )
     return tuple(peers)

@@ -61,6 +61,7 @@ class Witness:
         slots = [_unpack(content[:_SIZE]), _unpack(content[_SIZE:])]
         found = [slot for slot in slots if slot is not None]
         self.last: Testimony | None = max(found, key=lambda slot: slot.sequence, default=None)
+        self.synced_index = self.last.index if self.last is not None else 0  #: known after a power cut
         self._dirty = False
 
     def write(self, index: Index, chain: bytes, hard: HardState, wall_ms: int, *, sync: bool = False) -> None:
@@ -78,6 +79,7 @@ class Witness:
         if self._dirty:
             os.fsync(self._descriptor)
             self._dirty = False
+            self.synced_index = self.last.index if self.last is not None else 0
 
     def close(self) -> None:
         """Sync and release the file."""

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from incus_actors.consensus.api import ConsensusStatus
+from incus_actors.consensus.types import RaftRole
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 _PREFIX = "incus_actors_raft"
+PEER_STATES = ("probe", "replicate", "snapshot", "excluded")
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -32,6 +34,8 @@ def consensus_families(status: ConsensusStatus, lanes: Mapping[str, Mapping[str,
 
 
 def _own(status: ConsensusStatus) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
     for name, text, value in (
         ("term", "Present term", status.term),
         ("is_leader", "1 on the leader", int(status.leader == status.member_id)),
@@ -39,20 +43,50 @@ def _own(status: ConsensusStatus) -> Iterator[Metric]:
         ("commit_index", "Last entry that is committed as far as this member knows", status.commit),
         ("applied_index", "Last entry that the state of this member has", status.applied),
         ("durable_index", "Last entry on the disk of this member", status.durable),
+        ("last_index", "Last entry of the log in memory", status.last),
+        ("first_index", "First entry that is still in the log", status.first),
+        ("epoch", "How often the cluster was recovered from the loss of its majority, plus one", status.epoch),
+        ("fast_path_spent", "Campaigns within a minute for a broken link alone", status.fast_path_spent),
+        ("fast_path_budget", "How many of them there may be", status.fast_path_budget),
         ("loop_late_milliseconds", "Lateness of the consensus loop, 99th percentile", status.loop_late_ms),
         ("disk_full", "1 while the database of this member has no space", int(status.disk_full)),
     ):
         yield gauge(f"{_PREFIX}_{name}", text, value)
+    role = GaugeMetricFamily(f"{_PREFIX}_role", "1 for the present role", labels=("role",))
+    for known in RaftRole:
+        role.add_metric((known.value,), int(status.role is known))
+    yield role
+    if status.free_kib >= 0:
+        yield gauge(f"{_PREFIX}_free_disk_bytes", "Free space where the log of this member is", status.free_kib * 1024)
 
 
 def _peers(status: ConsensusStatus) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
-    lag = GaugeMetricFamily(f"{_PREFIX}_lag_entries", "Entries that a member lacks (on the leader)", labels=("member",))
+    def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=("member", *labels))
+
+    link = family("peer_link", "1 while the link to a member works in both directions")
+    lag = family("lag_entries", "Entries that a member lacks (on the leader)")
+    state = family("peer_state", "1 for how a member is sent entries (on the leader)", "state")
+    contact = family("peer_contact_milliseconds", "Since when a member has not answered (on the leader)")
+    trip = family("peer_round_trip_milliseconds", "Way to a member and back (on the leader)")
+    flight = family("peer_in_flight", "Messages with entries that a member has not answered (on the leader)")
+    free = family("peer_free_disk_bytes", "Free space where the log of a member is (on the leader)")
     for peer in status.peers:
-        if status.leader == status.member_id:
-            lag.add_metric((str(peer.id),), max(0, status.commit - peer.match))
-    yield lag
+        who = str(peer.id)
+        link.add_metric((who,), int(peer.link))
+        if status.leader != status.member_id or peer.state == "unknown":
+            continue  # only a leader is told
+        lag.add_metric((who,), max(0, status.commit - peer.match))
+        for known in PEER_STATES:
+            state.add_metric((who, known), int(peer.state == known))
+        contact.add_metric((who,), peer.last_contact_ms)
+        trip.add_metric((who,), peer.round_trip_ms)
+        flight.add_metric((who,), peer.in_flight)
+        if peer.free_kib >= 0:
+            free.add_metric((who,), peer.free_kib * 1024)
+    yield from (link, lag, state, contact, trip, flight, free)
 
 
 def _numbers(status: ConsensusStatus) -> Iterator[Metric]:

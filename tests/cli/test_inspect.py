@@ -25,9 +25,19 @@ def test_a_follower_does_not_invent_where_the_others_are() -> None:
     facts = {
         "member_id": 2,
         "last": 743,
+        "free_kib": -1,
         "peers": [
             {"id": 1, "match": 0, "state": "unknown", "last_contact_ms": -1, "round_trip_ms": 0.0, "link": True},
-            {"id": 3, "match": 740, "state": "replicate", "last_contact_ms": 4, "round_trip_ms": 1.2, "link": False},
+            {
+                "id": 3,
+                "match": 740,
+                "state": "replicate",
+                "last_contact_ms": 4,
+                "round_trip_ms": 1.2,
+                "link": False,
+                "in_flight": 2,
+                "free_kib": 3 << 20,
+            },
         ],
         "configuration": {
             "new": [],
@@ -38,7 +48,7 @@ def test_a_follower_does_not_invent_where_the_others_are() -> None:
     print_whole(Console(file=out), _members_table(facts))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.getvalue().splitlines()[3:-1]]
     assert rows == [
-        ["1", "voter", "10.0.0.1:1", "default", "", "", "", "", "", "up"],
-        ["2 *", "voter", "10.0.0.2:1", "default", "743", "", "", "", "", ""],
-        ["3", "voter", "10.0.0.3:1", "default", "740", "3", "replicate", "4 ms", "1.2 ms", "down"],
+        ["1", "voter", "10.0.0.1:1", "default", "", "", "", "", "", "up", "", ""],
+        ["2 *", "voter", "10.0.0.2:1", "default", "743", "", "", "", "", "", "", "unknown"],
+        ["3", "voter", "10.0.0.3:1", "default", "740", "3", "replicate", "4 ms", "1.2 ms", "down", "2", "3.0 GiB"],
     ]

@@ -89,6 +89,9 @@ class Recorder:
 
 
 class Log(Recorder):
+    def witness_lag(self) -> int:
+        return 0
+
     def submit(self, effect: fx.WriteLog) -> None:
         self.trace.append(f"write {effect.write_id}")
 

@@ -15,7 +15,7 @@ from incus_actors.consensus.types import Timing
 PACKAGE = Path(incus_actors.consensus.__file__).parent
 CORE = [
     "candidate", "compaction", "configuration", "core", "effects", "events", "follower", "leader", "log",
-    "membership", "messages", "node", "policy", "progress", "proposals", "quorum", "reads", "reception",
+    "measure", "membership", "messages", "node", "policy", "progress", "proposals", "quorum", "reads", "reception",
     "replication", "snapshots", "suspicion", "types", "views", "voting",
 ]  # fmt: skip
 FORBIDDEN = {"time", "random", "asyncio", "sqlite3", "socket", "os", "threading", "datetime", "secrets", "uuid", "io"}

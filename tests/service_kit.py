@@ -25,6 +25,7 @@ from incus_actors.security import certificates
 from incus_actors.services import network_use_cases
 from incus_actors.services.join_tokens import TokenOperations
 from incus_actors.services.pool_keeper import PoolKeeper
+from incus_actors.services.profile_followers import ProfileFollowers
 from incus_actors.services.profiles import ProfileService
 from incus_actors.services.projects import ProjectService
 from incus_actors.services.registry import Services
@@ -163,9 +164,10 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         rng=random.Random(1),
         members_s=0.5,
     )
+    followers = ProfileFollowers(database, identity, kit["actors"], lambda member_id: member_id in kit["online"])
     return Services(
         config=config,
-        profiles=ProfileService(consensus=consensus, database=database),
+        profiles=ProfileService(consensus=consensus, database=database, followers=followers),
         projects=ProjectService(consensus=consensus, database=database),
         storage=StoragePoolService(consensus=consensus, database=database, identity=identity, keeper=kit["keeper"]),
         trust=TrustService(

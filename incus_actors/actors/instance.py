@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from incus_actors.actors import disks, nics
 from incus_actors.actors.actor import Actor, Later
 from incus_actors.actors.clean_stop import CleanStop
+from incus_actors.actors.following import Following, check_stopped
 from incus_actors.actors.host import STORAGE_PATH, Host, check_free, source_of
 from incus_actors.actors.instance_messages import (
     Create,
@@ -60,6 +62,7 @@ class InstanceActor(Actor):
         self._host = host
         self._id = instance_id
         self._clean_stop: CleanStop | None = None
+        self._following = Following(host, self._follow)
         self._restarts: list[float] = []
 
     async def started(self) -> None:
@@ -72,6 +75,7 @@ class InstanceActor(Actor):
             spec = self._host.status_spec(record)
             if self._host.driver.status(spec) in (RunStatus.RUNNING, RunStatus.FROZEN):
                 self._watch(spec)
+                self._following.found(record)
 
     async def receive(self, message: object) -> object:
         """Do one thing to the instance."""
@@ -81,6 +85,8 @@ class InstanceActor(Actor):
             case Exited(pid):
                 await self._exited(pid)
                 return None
+            case ProfilesChanged(devices):
+                return await self._profiles_changed(devices)
         check_free(self._clean_stop is not None, "stop")
         match message:
             case Create():
@@ -99,8 +105,6 @@ class InstanceActor(Actor):
                 await self._delete(caller)
             case Repair():
                 await self._repair()
-            case ProfilesChanged():
-                await self._profiles_changed()
             case _:
                 return self.unhandled(message)
         return None
@@ -229,6 +233,7 @@ class InstanceActor(Actor):
         spec = self._host.spec(record)
         self._host.driver.validate(spec)
         state = await self._host.driver.start(spec)
+        self._following.started(record)
         self._watch(spec)
         keys: dict[str, str | None] = {
             "volatile.last_state.power": "RUNNING",
@@ -397,9 +402,10 @@ class InstanceActor(Actor):
         except ApiError:
             await self._resize_root(after, before)
             if running:
-                await self._follow(before)
+                await self._follow(self._following.wanted(before))
             raise
         if running:
+            self._following.took(after)
             await self._note_host_names(replace(after, config=dict(change.config)))
         self._tell_all("instance-updated", before, message.caller)
 
@@ -420,9 +426,9 @@ class InstanceActor(Actor):
 
     async def _follow_or_back(self, before: InstanceRecord, after: InstanceRecord) -> None:
         try:
-            await self._follow(after)
+            await self._follow(self._following.wanted(after))
         except ApiError:
-            await self._follow(before)
+            await self._follow(self._following.wanted(before))
             raise
 
     async def _resize_root(self, before: InstanceRecord, after: InstanceRecord) -> None:
@@ -432,15 +438,22 @@ class InstanceActor(Actor):
             size = parse_size(new.config.get("size") or "0")
             await self.context.system.ref(STORAGE_PATH).ask(ResizeVolume(new, size), deadline_s=60)
 
-    async def _profiles_changed(self) -> None:
+    async def _profiles_changed(self, devices: Sequence[str]) -> str:
         try:
-            record = self._ready()
-            if self._status(record) in (RunStatus.RUNNING, RunStatus.FROZEN):
-                record = await nics.with_volatile(self._host, record)
-                await self._follow(record)
-                await self._note_host_names(record)
+            record = self._host.record(self._id)
+            if self._clean_stop is not None or record.phase:
+                return ""  # its next start looks at all of them
+            if self._status(record) not in (RunStatus.RUNNING, RunStatus.FROZEN):
+                if devices:
+                    await check_stopped(self._host, record, devices)
+                return ""
+            record = await nics.with_volatile(self._host, record)
+            await self._following.follow(record)
+            await self._note_host_names(record)
         except ApiError as error:
             _log.warning("instance %d doesn't follow its profiles: %s", self._id, error)
+            return str(error)
+        return self._following.refusal(devices)
 
     async def _rename(self, message: Rename) -> None:
         record = self._ready()

@@ -1,4 +1,4 @@
-"""What InstanceActors are asked to do; all local, because an instance's requests go to the member that has it.
+"""What InstanceActors are asked to do; nearly all local, because an instance's requests go to the member that has it.
 
 Owns only data. Used by the instance service, InstancesSupervisor and InstanceActor.
 """
@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import msgspec
+
+from incus_actors.actors.messages import remote_message
 from incus_actors.domain.transactions_instances import InstanceChange
 from incus_actors.drivers.base import Progress
 from incus_actors.drivers.images import ImageFiles
 from incus_actors.model.transaction import Guard
+
+FOLLOW_S: Final = 20.0  #: so long an instance may take to follow a profile before the change is answered without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,23 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class ProfilesChanged:
-    """Some profile was changed: a running instance takes over new limits."""
+    """Some profile was changed: a running instance takes over new limits and devices.
+
+    Answer: why one of the `devices`, which have changed, could not be taken over; "" if all could.
+    """
+
+    devices: Sequence[str] = ()
+
+
+@remote_message("instances.follow_profile")
+class FollowProfile(msgspec.Struct, frozen=True, array_like=True):
+    """These instances of a member take over a profile of which these devices have changed.
+
+    Answer: [[instance id, why it could not], …].
+    """
+
+    instance_ids: list[int]
+    devices: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,16 @@ import msgspec
 from incus_actors.actors.actor import Actor, ChildSpec, Later
 from incus_actors.actors.host import Host
 from incus_actors.actors.instance import InstanceActor
-from incus_actors.actors.instance_messages import Freeze, ProfilesChanged, Repair, Restart, Start, Stop
+from incus_actors.actors.instance_messages import (
+    FOLLOW_S,
+    FollowProfile,
+    Freeze,
+    ProfilesChanged,
+    Repair,
+    Restart,
+    Start,
+    Stop,
+)
 from incus_actors.actors.messages import remote_message
 from incus_actors.actors.ref import ActorDeadError, ActorRef
 from incus_actors.domain import transactions_instances as transactions
@@ -118,6 +127,8 @@ class InstancesSupervisor(Actor):
                 return None
             case ChangeAll():
                 return Later(self._change_all(message))
+            case FollowProfile():
+                return Later(self._follow_profile(message))
             case Adopt():
                 await self._adopt()
                 return None
@@ -238,6 +249,23 @@ class InstancesSupervisor(Actor):
         except ApiError as error:
             return f"{record.name}: {error}"
         return ""
+
+    async def _follow_profile(self, message: FollowProfile) -> list[list[Any]]:
+        """Raises UnavailableError when it isn't certain what the profile says."""
+        await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
+        ids = message.instance_ids
+        texts = await asyncio.gather(*(self._follow_one(instance_id, message.devices) for instance_id in ids))
+        return [[instance_id, text] for instance_id, text in zip(ids, texts, strict=True) if text]
+
+    async def _follow_one(self, instance_id: int, devices: list[str]) -> str:
+        try:
+            ref = await self._actor_for(instance_id)
+            return str(await ref.ask(ProfilesChanged(devices), deadline_s=FOLLOW_S))
+        except NotFoundError:
+            return ""  # it has gone, or moved: where it is now it is told of, too
+        except ApiError as error:
+            _log.info("instance %d follows its profiles later: %s", instance_id, error)
+            return ""
 
     # --- at its end -----------------------------------------------------------------------------------------
 

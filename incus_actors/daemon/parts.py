@@ -57,6 +57,7 @@ from incus_actors.services.cluster_use_cases import ClusterUseCases, build_clust
 from incus_actors.services.members import offline_threshold_s, why_offline
 from incus_actors.services.metrics import MetricsService
 from incus_actors.services.pool_keeper import PoolKeeper, StorageActorPools
+from incus_actors.services.profile_followers import ProfileFollowers
 from incus_actors.services.profiles import ProfileService
 from incus_actors.services.projects import ProjectService
 from incus_actors.services.registry import Services
@@ -222,9 +223,10 @@ def _services(
         online=cluster.members.online,
         rng=random.SystemRandom(),
     )
+    followers = ProfileFollowers(database, identity, core.actors, cluster.members.online)
     return Services(
         config=config,
-        profiles=ProfileService(consensus=consensus, database=database),
+        profiles=ProfileService(consensus=consensus, database=database, followers=followers),
         projects=ProjectService(consensus=consensus, database=database),
         storage=StoragePoolService(
             consensus=consensus, database=database, identity=identity, keeper=keeper, online=cluster.members.online

@@ -1,7 +1,7 @@
 """Profiles: create, show, change, rename, delete (CONTRACT 12).
 
-Owns their rules with Incus' texts; called by rest/profile_routes.py. Instances take a change over by themselves:
-they read their profiles whenever they are started or shown.
+Owns their rules with Incus' texts; called by rest/profile_routes.py. Running instances take a change over before it is
+answered (ProfileFollowers); others read their profiles whenever they are started or shown.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
 from incus_actors.model.transaction import Guard
 from incus_actors.services import project_guard
+from incus_actors.services.profile_followers import ProfileFollowers
 from incus_actors.services.proposing import (
     DuplicateError,
     Expect,
@@ -54,9 +55,10 @@ _DISK_OPTIONS = frozenset(
 class ProfileService:
     """`project` in every method is what the request names; the profiles may belong to "default" (features.profiles)."""
 
-    def __init__(self, *, consensus: Consensus, database: Reader) -> None:
+    def __init__(self, *, consensus: Consensus, database: Reader, followers: ProfileFollowers) -> None:
         self._consensus = consensus
         self._database = database
+        self._followers = followers
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -107,15 +109,16 @@ class ProfileService:
     async def update(
         self, project: str, name: str, put: ProfilePut, *, patch: bool = False, expect: Expect | None = None
     ) -> None:
-        """Replace (PUT) or merge (`patch`) config, devices and description.
+        """Replace (PUT) or merge (`patch`) config, devices and description; instances take it over.
 
-        Raises NotFoundError, PreconditionFailedError, MemberError (500, as Incus, for what is invalid).
+        Raises NotFoundError, PreconditionFailedError, MemberError (500, as Incus, for what is invalid; also when the
+        change is saved, but instances could not take it over).
         """
         owner = self._owner(project)
         sign = "=" if patch else " "
         missing = f'Failed to retrieve profile{sign}"{name}": Profile not found'
 
-        async def attempt() -> None:
+        async def attempt() -> tuple[int, set[str]] | None:
             row = self._row(owner, name, missing)
             if expect is not None:
                 expect(editable(_shown(row)))
@@ -139,8 +142,14 @@ class ProfileService:
                 self._consensus,
                 transactions.replace_profile(row.id, (owner.id, name), guards, description, config, devices),
             )
+            if (config, devices) == (row.config, row.devices):
+                return None
+            names = row.devices.keys() | devices.keys()
+            return row.id, {one for one in names if row.devices.get(one) != devices.get(one)}
 
-        await until_unchanged(attempt)
+        changed = await until_unchanged(attempt)
+        if changed is not None:
+            await self._followers.follow(*changed)
 
     def _check_projects(
         self, owner: str, profile_id: int, name: str, config: Mapping[str, str], devices: Mapping[str, dict[str, str]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from incus_actors.lab.cluster import LabCluster, wait_for
+from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.processes import LabMember
 
 
@@ -52,7 +52,13 @@ def test_proxies(lab: LabCluster, incus_on: Any) -> None:
     assert heard(two, 8082) == ""
     # By a profile, and masked by the instance.
     incus("profile", "device", "add", "default", "p", *device)
-    wait_for(lambda: heard(two, 8081) == "hello", "instances follow their profiles", timeout_s=10)
+    assert heard(two, 8081) == "hello"
+    assert incus.fails("profile", "device", "add", "default", "q", *device).startswith(
+        "Error: The following instances failed to update (profile change still saved):\n"
+        ' - Project: default, Instance: c1: Failed to start device "q": Error occurred when starting proxy device:'
+    )
+    incus("profile", "device", "remove", "default", "q")
+    assert heard(two, 8081) == "hello"
     incus("config", "device", "add", "c1", "p", "none")
     assert heard(two, 8081) == ""
     incus("config", "device", "remove", "c1", "p")

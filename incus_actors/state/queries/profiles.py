@@ -44,6 +44,26 @@ def profile(db: Reader, project_id: int, name: str) -> ProfileRow | None:
     return found[0] if found else None
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileUser:
+    """An instance that uses a profile."""
+
+    instance_id: int
+    node_id: int
+    project: str
+    name: str
+
+
+def users(db: Reader, profile_id: int) -> list[ProfileUser]:
+    """Return the instances that use a profile, in order of id."""
+    rows = db.query(
+        "SELECT i.id, i.node_id, p.name, i.name FROM instances_profiles u JOIN instances i ON i.id = u.instance_id"
+        " JOIN projects p ON p.id = i.project_id WHERE u.profile_id = ? ORDER BY i.id",
+        (profile_id,),
+    )
+    return [ProfileUser(*tuple(row)) for row in rows]
+
+
 def user_ids(db: Reader, profile_id: int) -> list[int]:
     """Return the ids of the instances that use a profile, in order."""
     return [row[0] for row in db.query(USERS_SQL, (profile_id,))]

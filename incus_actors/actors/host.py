@@ -75,6 +75,14 @@ class ImagePins:
         return fingerprint in self._counts
 
 
+class CommitConflictError(ConflictError):
+    """A guard failed: `label` tells which."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"The instance or image was changed elsewhere meanwhile ({label})")
+        self.label = label
+
+
 @dataclass
 class Host:
     """One member's machine. `consensus()`, `database()`, `member_id()` and `location()` (the member's name) are
@@ -98,10 +106,10 @@ class Host:
         return rfc3339(self.clock_ns())
 
     async def commit(self, transaction: Transaction, *, timeout_s: float = 10.0) -> Outcome:
-        """Replicate a transaction about our own things. Raises ConflictError, MemberError unless it was applied."""
+        """Replicate a transaction about our own things. Raises CommitConflictError, MemberError unless it was applied."""
         outcome = await self.consensus().propose(transaction, timeout_s=timeout_s)
         if outcome.status == "conflict":
-            raise ConflictError(f"The instance or image was changed elsewhere meanwhile ({outcome.label})")
+            raise CommitConflictError(outcome.label)
         if not outcome.applied:
             raise MemberError(outcome.error)
         return outcome

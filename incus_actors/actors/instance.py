@@ -391,14 +391,19 @@ class InstanceActor(Actor):
         devices = {name: dict(device) for name, device in message.devices.items()}
         change, keys = nics.with_volatile_change(self._host, before, message.change, message.config, devices)
         after = replace(before, expanded_config={**message.config, **keys}, expanded_devices=devices)
-        await nics.check_change(self._host, before, after)
+        free = await nics.check_change(self._host, before, after)
         running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
         if running:
             check_hotplug(before.expanded_devices, message.devices)
             await self._follow_or_back(before, after)
         await self._resize_root(before, after)
         try:
-            await self._host.commit(transactions.update(self._id, before.node_id, change, message.guards))
+            await nics.commit_change(
+                self._host,
+                (before, after),
+                free,
+                lambda guards: transactions.update(self._id, before.node_id, change, (*message.guards, *guards)),
+            )
         except ApiError:
             await self._resize_root(after, before)
             if running:

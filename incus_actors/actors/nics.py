@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from incus_actors.actors.host import Host
+from incus_actors.actors.host import CommitConflictError, Host
 from incus_actors.actors.network_messages import NETWORKS_PATH, NicsReady
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import nic_conflicts
@@ -19,15 +19,18 @@ from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.nics import Devices, NetworkFacts, missing_volatile, stale_volatile
 from incus_actors.domain.transactions_instances import InstanceChange
 from incus_actors.drivers.base import DriverError, NetworkInterface
-from incus_actors.errors import ApiError, UnavailableError
+from incus_actors.errors import ApiError, ConflictError, UnavailableError
+from incus_actors.model.transaction import Guard, Transaction
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries.instances import InstanceRecord
+from incus_actors.state.reader import Reader
 
 _log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
 BARRIER_S: Final = 5.0
+ATTEMPTS: Final = 3
 
 
 def _nics(record: InstanceRecord) -> dict[str, dict[str, str]]:
@@ -63,16 +66,37 @@ async def check_start(host: Host, record: InstanceRecord) -> None:
     await _check_conflicts(host, record, dict.fromkeys(_nics(record), "start"))
 
 
-async def check_change(host: Host, before: InstanceRecord, after: InstanceRecord) -> None:
-    """Raise BadRequestError if a new or changed nic of an instance gets in the way of another."""
+async def check_change(host: Host, before: InstanceRecord, after: InstanceRecord) -> tuple[Guard, ...]:
+    """Return what must still hold when the change is written down. Raises BadRequestError if a new or changed nic of
+    an instance gets in the way of another."""
     old = _nics(before)
     changed = {name for name, nic in _nics(after).items() if nic != old.get(name)}
-    await _check_conflicts(host, after, {name: "update" if name in old else "add" for name in changed})
+    return await _check_conflicts(host, after, {name: "update" if name in old else "add" for name in changed})
 
 
-async def _check_conflicts(host: Host, record: InstanceRecord, stages: Mapping[str, str]) -> None:
+async def commit_change(
+    host: Host,
+    change: tuple[InstanceRecord, InstanceRecord],
+    free: tuple[Guard, ...],
+    transaction: Callable[[tuple[Guard, ...]], Transaction],
+) -> None:
+    """Write a change from one record to another down while the addresses are still `free`; when somebody was given one
+    meanwhile, look again. Raises ApiError."""
+    for _ in range(ATTEMPTS):
+        try:
+            await host.commit(transaction(free))
+        except CommitConflictError as conflict:
+            if conflict.label != transactions.ADDRESSES_TAKEN:
+                raise
+            free = await check_change(host, *change)
+        else:
+            return
+    raise ConflictError("The addresses of instances were changed by others at the same time, try again")
+
+
+async def _check_conflicts(host: Host, record: InstanceRecord, stages: Mapping[str, str]) -> tuple[Guard, ...]:
     if not stages:
-        return
+        return ()
     wanted = nic_conflicts.static_addresses({name: record.expanded_devices[name] for name in stages})
     if wanted:  # what any member has answered counts; without a quorum, what is known here
         try:
@@ -84,9 +108,19 @@ async def _check_conflicts(host: Host, record: InstanceRecord, stages: Mapping[s
         having = {instance_id for instance_id, address in used if nic_conflicts.canonical(address) in wanted}
         found = [queries.by_id(snapshot, instance_id) for instance_id in sorted(having - {record.id})]
         rows = network_queries.networks(snapshot)
+        spellings = sorted({*wanted, *(address for _, address in used if nic_conflicts.canonical(address) in wanted)})
+        guards = _unchanged(snapshot, spellings)
     others = [other.expanded_devices for other in found if other is not None and other.phase != "deleting"]
     networks = {row.name: NetworkFacts(row.name, row.type, row.config_on(host.member_id())) for row in rows}
     nic_conflicts.check_conflicts(record.name, record.expanded_devices, stages, others, networks)
+    return guards
+
+
+def _unchanged(db: Reader, addresses: Sequence[str]) -> tuple[Guard, ...]:
+    if not addresses:
+        return ()
+    holders = db.query(transactions.holders_sql(len(addresses)), (*addresses, *addresses))
+    return (transactions.holders_guard(addresses, tuple(tuple(row) for row in holders)),)
 
 
 async def networks_ready(host: Host, system: ActorSystem, record: InstanceRecord) -> None:

@@ -14,6 +14,7 @@ from incus_actors.domain.instances import DEVICE_TYPES
 from incus_actors.domain.placement import eligible_guard
 from incus_actors.model.transaction import Guard, Statement, Transaction, Value
 
+ADDRESSES_TAKEN = "addresses"  #: the conflict of `holders_guard`
 TOPICS = ("instances",)
 
 Config = Mapping[str, str]
@@ -191,6 +192,24 @@ class InstanceChange:
 def fingerprint_guard(instance_id: int, expected: tuple[tuple[Value, ...], ...]) -> Guard:
     """Return the guard "nobody has changed the settings meanwhile"; `expected` as `fingerprint_rows` reads it."""
     return Guard(FINGERPRINT_SQL, (instance_id, instance_id, instance_id, instance_id), expected, "etag")
+
+
+def holders_sql(count: int) -> str:
+    """Return the query of (instance id, address) of all that have one of `count` static addresses, themselves or from a
+    profile. Its parameters are the addresses, and the addresses again."""
+    having = f"c.key IN ('ipv4.address', 'ipv6.address') AND c.value IN ({', '.join('?' * count)})"
+    return (
+        "SELECT d.instance_id, c.value FROM instances_devices_config c"
+        f" JOIN instances_devices d ON d.id = c.instance_device_id WHERE {having}"
+        " UNION SELECT u.instance_id, c.value FROM profiles_devices_config c"
+        " JOIN profiles_devices d ON d.id = c.profile_device_id"
+        f" JOIN instances_profiles u ON u.profile_id = d.profile_id WHERE {having} ORDER BY 1, 2"
+    )
+
+
+def holders_guard(addresses: Sequence[str], holders: tuple[tuple[Value, ...], ...]) -> Guard:
+    """Return the guard "nobody has been given one of these addresses meanwhile"; `holders` as `holders_sql` reads."""
+    return Guard(holders_sql(len(addresses)), (*addresses, *addresses), holders, ADDRESSES_TAKEN)
 
 
 #: Everything that a PUT replaces, as one list of rows.

@@ -211,6 +211,25 @@ async def test_one_whose_address_another_instance_has_does_not_start(nics_machin
     assert life.get("default", "c2").devices["eth0"]["ipv4.address"] == "10.0.0.8"
 
 
+async def test_of_two_that_are_given_one_address_at_the_same_moment_only_one_gets_it(nics_machine):
+    machine = nics_machine
+    nic = {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9"}
+    life = machine.instances.life
+    for name in ("c1", "c2"):
+        await machine.create(name, start=True)
+    hold = machine.driver.hold["update_devices"] = asyncio.Event()
+    work = [
+        spawn(life.patch("default", name, InstancePatch(devices={"eth0": nic})), name="test") for name in ("c1", "c2")
+    ]
+    await until(lambda: {"update_devices c1", "update_devices c2"} <= set(machine.driver.calls))
+    hold.set()  # both have been looked at, neither is written down
+    said = [str(error) for error in await asyncio.gather(*work, return_exceptions=True) if error is not None]
+    assert said == ['Failed add validation for device "eth0": IP address "10.0.0.9" already defined on another NIC']
+    given = [name for name in ("c1", "c2") if "eth0" in life.get("default", name).devices]
+    assert len(given) == 1
+    assert [name for name in ("c1", "c2") if "eth0" in machine.driver.devices[name]] == given
+
+
 async def test_the_address_of_a_profile_counts_for_every_instance_that_has_it(nics_machine):
     machine = nics_machine
     await machine.execute("INSERT INTO profiles_devices (profile_id, name, type) VALUES (1, 'eth0', 1)")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
+from incus_actors.consensus.log_format import is_damage
 from incus_actors.consensus.log_thread import JobDone
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.types import Entry
@@ -39,7 +40,8 @@ class ApplyDone:
 
 @dataclass(frozen=True, slots=True)
 class ApplyTrouble:
-    """`kind` "full": paused and retried, said once per episode; "fatal": applying has ended."""
+    """`kind` "full": paused and retried, said once per episode; "fatal": applying has ended; "damaged": so it has,
+    because the state file is not what it was."""
 
     kind: str
     reason: str
@@ -112,7 +114,8 @@ class ApplyThread:
                 # Whatever it is: no entry may be skipped, and nobody else would hear of a dead thread.
                 log.exception("applying stopped")
                 self._failed = True
-                self._post(ApplyTrouble("fatal", f"{type(exc).__name__}: {exc}"))
+                kind = "damaged" if isinstance(exc, sqlite3.Error) and is_damage(exc) else "fatal"
+                self._post(ApplyTrouble(kind, f"{type(exc).__name__}: {exc}"))
 
     def _gather(self, first: tuple[Entry, ...]) -> tuple[tuple[Entry, ...], _Item | _Nothing]:
         """Return what can be applied together: one transaction costs more than one entry. And the item behind."""

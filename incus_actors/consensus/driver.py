@@ -26,7 +26,7 @@ from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.last_words import leave_word, superseded_text, write_history
-from incus_actors.consensus.log_format import AMNESIA_NAME, SUPERSEDED_NAME
+from incus_actors.consensus.log_format import AMNESIA_NAME, STATE_SUSPECT_NAME, SUPERSEDED_NAME
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
@@ -197,7 +197,7 @@ class Driver:
                 self.count("apply_disk_full" if item.kind == "full" else "apply_failed")
                 self._apply_full = item.kind == "full"
                 if item.kind != "full":
-                    self.die(f"applying stopped: {item.reason}", "fatal")
+                    self.die(f"applying stopped: {item.reason}", item.kind)
             case _:
                 self.handle(item)
 
@@ -412,6 +412,8 @@ class Driver:
         write_history(self._directory, self._history, reason)
         if kind == "amnesia":
             leave_word(self._directory / AMNESIA_NAME, reason)
+        elif kind == "damaged":  # the next start builds the state again
+            leave_word(self._directory / STATE_SUSPECT_NAME, reason)
         self._publish()
         self._tell(FatalNotice(reason, kind))
 

@@ -52,6 +52,11 @@ def open_connection(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that a file is not the database it was: no trouble of the disk that may pass."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def hard_crc(hard: HardState) -> int:
     """Return the checksum that makes a damaged vote visible."""
     return zlib.crc32(f"{hard.term}:{hard.vote}".encode())

@@ -193,13 +193,13 @@ class LogStore:
     def durable_state(self, applied: Index) -> DurableState:
         """Return what a core is started from, given what the state file has applied.
 
-        Raises AmnesiaError if the state is ahead of the log, LogDamagedError if it lies before the log's begin.
-        The entries are handed over, not kept here.
+        Raises AmnesiaError if the state is ahead of the log, or lies before its begin: it was checkpointed before the
+        log was cut, so an older or empty file has taken its place, which is as good as none. The entries are handed over, not kept here.
         """
         if applied > self._tail.index:
             raise AmnesiaError(f"the state has applied {applied}, but the log ends at {self._tail.index}")
         if applied < self.snapshot.index:
-            raise LogDamagedError(f"the state ends at {applied}, but the log begins after {self.snapshot.index}")
+            raise AmnesiaError(f"the state ends at {applied}, but the log begins after {self.snapshot.index}")
         entries, self.entries = self.entries, ()
         return DurableState(
             member_id=self.member_id,

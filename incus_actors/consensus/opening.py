@@ -63,12 +63,24 @@ def _with_state(directory: Path, store: LogStore) -> Opened:
     if store.snapshot.index > 0 and not path.exists():
         raise AmnesiaError(f"the state file {path.name} is missing, and the log begins after {store.snapshot.index}")
     sweep(directory, store.generation)
-    applier = Applier(path)
+    applier = _open_state(directory, path, store)
     try:
         return Opened(store, applier, store.durable_state(applier.position.index), path)
     except BaseException:
         applier.close()
         raise
+
+
+def _open_state(directory: Path, path: Path, store: LogStore) -> Applier:
+    """Open the state file; one that can't be read is discarded as one that failed its check is, and begun anew."""
+    try:
+        return Applier(path)
+    except sqlite3.DatabaseError as exc:
+        if not fmt.is_damage(exc):
+            raise
+        mark_state_suspect(directory, f"{path.name} can't be opened: {exc}")
+    _discard_if_suspect(directory, path, store)
+    return Applier(path)
 
 
 def _discard_if_suspect(directory: Path, path: Path, store: LogStore) -> None:

@@ -139,6 +139,16 @@ class Applier:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10.0
         )
+        try:
+            self._set_up()
+            self.position = read_position(self._connection)
+            self._guard = DeterminismGuard(self._connection)
+        except BaseException:
+            # Now, not when the collector comes: SQLite removes the write-ahead log of that name as it closes.
+            self._connection.close()
+            raise
+
+    def _set_up(self) -> None:
         self._run("PRAGMA auto_vacuum=0")
         self._run("PRAGMA journal_mode=WAL")
         self._run("PRAGMA synchronous=NORMAL")
@@ -150,8 +160,6 @@ class Applier:
         self._run("PRAGMA case_sensitive_like=OFF")
         self._connection.executescript(_TABLES)
         self._run("CREATE TEMP TABLE _reset (id INTEGER PRIMARY KEY)")
-        self._guard = DeterminismGuard(self._connection)
-        self.position = read_position(self._connection)
 
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
         return self._connection.execute(sql, parameters)

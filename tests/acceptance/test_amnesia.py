@@ -30,6 +30,16 @@ def diverge(member: LabMember) -> None:
     connection.close()
 
 
+def garble_the_state(member: LabMember) -> None:
+    """As if the first sector of the state had been written over while the daemon was down."""
+    state = next((member.directory / "database").glob("global-*.db"))
+    connection = sqlite3.connect(state)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with state.open("r+b") as file:
+        file.write(b"\xff" * 512)
+
+
 def ids(cluster: LabCluster) -> list[int]:
     return sorted(m["id"] for m in raft(cluster.members[0])["configuration"]["old"])
 
@@ -81,3 +91,16 @@ def test_every_way_to_lose_a_database_ends_in_the_same_member_under_a_new_id(
     assert ids(fresh_cluster) == voters(fresh_cluster) == [1, 5, 6]
     assert incus_on(second)("config", "get", "user.only-here").strip() == ""
     assert second.process.poll() is None
+
+
+def test_a_state_that_can_not_be_opened_is_built_again_without_anybody_s_help(fresh_cluster: LabCluster) -> None:
+    second = fresh_cluster.members[1]
+    second.client.request("PATCH", "/1.0", {"config": {"user.before": "1"}})
+    second.stop()
+    garble_the_state(second)
+    second.start()
+    second.wait_until_ready()
+    fresh_cluster.wait_until_healthy()
+    assert "was damaged: it is built again from the log" in second.log.read_text()
+    assert ids(fresh_cluster) == [1, 2, 3]
+    assert second.client.get("/1.0")["config"]["user.before"] == "1"

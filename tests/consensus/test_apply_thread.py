@@ -102,6 +102,17 @@ def test_a_full_disk_pauses_and_skips_nothing() -> None:
     assert rig.applied() == [1, 2, 3]
 
 
+def test_a_damaged_file_is_told_apart() -> None:
+    rig = Rig()
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    rig.state.errors = [error]
+    rig.submit(1, 1)
+    trouble = rig.posted.get(timeout=10)
+    assert trouble == ApplyTrouble("damaged", "DatabaseError: database disk image is malformed")
+    rig.thread.stop()
+
+
 def test_any_other_trouble_ends_applying() -> None:
     rig = Rig()
     rig.state.errors = [MemoryError("no memory")]

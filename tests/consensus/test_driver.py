@@ -14,6 +14,7 @@ from incus_actors.consensus import events as ev
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.driver import TICK_MS, Driver, DriverError
 from incus_actors.consensus.lane import LaneListener
+from incus_actors.consensus.log_format import STATE_SUSPECT_NAME
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.messages import Envelope, Goodbye
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, Notice
@@ -274,11 +275,18 @@ def test_a_core_that_fails_stops_the_process(rig: Rig) -> None:
     assert rig.main.notices == [FatalNotice("AssertionError: commit went back", "fatal")]
 
 
-def test_applying_that_fails_stops_the_process_but_a_full_disk_does_not(rig: Rig) -> None:
+def test_applying_that_fails_stops_the_process_but_a_full_disk_does_not(rig: Rig, tmp_path: Path) -> None:
     rig.driver.receive(ApplyTrouble("full", "no space"))
     assert not rig.driver.dead
     rig.driver.receive(ApplyTrouble("fatal", "entry of kind 9"))
     assert rig.driver.dead
+    assert not (tmp_path / STATE_SUSPECT_NAME).exists()
+
+
+def test_a_state_found_damaged_while_applying_leaves_word_for_the_next_start(rig: Rig, tmp_path: Path) -> None:
+    rig.driver.receive(ApplyTrouble("damaged", "database disk image is malformed"))
+    assert rig.driver.dead
+    assert "malformed" in (tmp_path / STATE_SUSPECT_NAME).read_text()
 
 
 def test_write_ids_only_grow(rig: Rig) -> None:

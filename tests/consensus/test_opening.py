@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from incus_actors.consensus.log_store import AmnesiaError, LogDamagedError
 from incus_actors.consensus.opening import open_member, rewrite_if_suspect
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Limits
+from incus_actors.state.apply import Applier
 
 from .runtime_kit import TABLE, applied, insert, standalone, until
 
@@ -78,22 +81,109 @@ async def test_a_damaged_state_stops_the_member_and_is_built_again(directory: Pa
     await runtime.stop()
     assert "global-1.db" in reasons[0]
     assert "stopped: " in (directory / HISTORY_NAME).read_text()
-    (directory / opening.STATE_SUSPECT_NAME).touch()  # reading may have failed before the check did
     async with standalone(directory) as again:
         await again.read_barrier()
         assert again.database.scalar(COUNT) == 20
 
 
-async def test_a_damaged_state_behind_a_compacted_log_is_amnesia(tmp_path: Path) -> None:
+def settle(path: Path) -> None:
+    """Move everything into the file itself: what is in the write-ahead log would hide the damage."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    assert not path.with_name(path.name + "-wal").exists()
+
+
+def overwrite(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def lose_the_first_table(path: Path) -> None:
+    """Write over the page that says how far the state has got."""
+    with sqlite3.connect(path) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = '_raft'").fetchone()[0]
+    overwrite(path, (root - 1) * 4096, b"\xff" * 4096)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "header": lambda path: overwrite(path, 0, b"\xff" * 100),
+    "page": lose_the_first_table,
+    "cut off": lambda path: os.truncate(path, 5000),
+    "garbage": lambda path: path.write_bytes(os.urandom(30_000)),
+    "empty": lambda path: os.truncate(path, 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_state_that_can_not_be_opened_is_built_again(directory: Path, damage: Callable[[Path], object]) -> None:
+    settle(directory / "global-1.db")
+    damage(directory / "global-1.db")
+    async with standalone(directory) as runtime:
+        await runtime.read_barrier()
+        assert runtime.database.scalar(COUNT) == 20
+        assert not (directory / opening.STATE_SUSPECT_NAME).exists()
+    async with standalone(directory) as runtime:
+        await runtime.read_barrier()
+        assert runtime.database.scalar(COUNT) == 20
+
+
+@pytest.fixture
+async def compacted(tmp_path: Path) -> Path:
+    """A member whose log begins late; `older.db` beside it is the state as it was before."""
     directory = tmp_path / "database"
-    async with standalone(directory, limits=Limits(retained_entries=8)) as runtime:
+    limits = Limits(retained_entries=8)
+    async with standalone(directory, limits=limits) as runtime:
         await applied(runtime, TABLE)
+    settle(directory / "global-1.db")
+    shutil.copy(directory / "global-1.db", tmp_path / "older.db")
+    async with standalone(directory, limits=limits) as runtime:
         for number in range(40):
             await applied(runtime, insert(number))
-        await until(lambda: runtime.status().first > 1)
-    opening.mark_state_suspect(directory, "page 7 is garbage")
-    with pytest.raises(AmnesiaError, match="page 7 is garbage"):
+        await until(lambda: runtime.status().first > 5)
+    return directory
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_state_that_can_not_be_opened_behind_a_compacted_log_is_amnesia(
+    compacted: Path, damage: Callable[[Path], object]
+) -> None:
+    settle(compacted / "global-1.db")
+    damage(compacted / "global-1.db")
+    with pytest.raises(AmnesiaError, match="state"):
+        open_member(compacted)
+    assert (compacted / fmt.AMNESIA_NAME).exists()
+
+
+def test_an_older_state_behind_a_compacted_log_is_amnesia(compacted: Path) -> None:
+    settle(compacted / "global-1.db")
+    shutil.copy(compacted.parent / "older.db", compacted / "global-1.db")
+    with pytest.raises(AmnesiaError, match="the log begins after"):
+        open_member(compacted)
+    assert (compacted / fmt.AMNESIA_NAME).exists()
+
+
+def test_a_state_that_the_disk_does_not_give_is_no_damage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trouble that may pass costs nobody their state."""
+    before = (directory / "global-1.db").read_bytes()
+
+    def fails(_path: Path) -> Applier:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise error
+
+    monkeypatch.setattr(opening, "Applier", fails)
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
         open_member(directory)
+    assert (directory / "global-1.db").read_bytes() == before
+    assert not (directory / opening.STATE_SUSPECT_NAME).exists()
+
+
+def test_a_state_that_failed_its_check_behind_a_compacted_log_is_amnesia(compacted: Path) -> None:
+    opening.mark_state_suspect(compacted, "page 7 is garbage")
+    with pytest.raises(AmnesiaError, match="page 7 is garbage"):
+        open_member(compacted)
 
 
 async def test_ballast_is_laid_where_there_is_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

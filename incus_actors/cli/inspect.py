@@ -79,7 +79,7 @@ def status(as_json: bool) -> None:
     console.print(
         f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
         f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms   free disk {_space(facts['free_kib'])}   "
-        f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute",
+        f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute   {_sqlite(facts)}",
         soft_wrap=True,
     )
     print_whole(console, _members_table(facts))
@@ -135,6 +135,14 @@ def _members_table(facts: dict[str, Any]) -> Table:
 def _space(kib: int) -> str:
     """Return free space for people; -1: nobody has looked yet."""
     return "unknown" if kib < 0 else f"{kib / (1 << 20):.1f} GiB"
+
+
+def _sqlite(facts: dict[str, Any]) -> str:
+    """Return which SQLite this member has, and who has another one."""
+    own = facts["sqlite_version"]
+    others = {peer["id"]: peer["sqlite_version"] for peer in facts["peers"] if peer["sqlite_version"]}
+    different = [f"member {member} has {version}" for member, version in sorted(others.items()) if version != own]
+    return "; ".join((f"sqlite {own}", *different))
 
 
 def _number(name: str, key: str, value: float) -> str:

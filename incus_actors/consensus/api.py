@@ -26,6 +26,7 @@ class PeerStatus:
     link: bool
     in_flight: int = 0  #: messages with entries that have not been answered
     free_kib: int = -1  #: on its disk; -1: it has not told
+    sqlite_version: str = ""  #: as it said it, to any member; empty before it did
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class ConsensusStatus:
     fast_path_spent: int = 0  #: campaigns within the last minute for a broken link alone, of `fast_path_budget`
     fast_path_budget: int = 0
     disk_full: bool = False  #: log or state of this member wait for disk space
+    sqlite_version: str = ""  #: of this member; with different ones, see CONSENSUS 3.11
     halted: str = ""  #: why this member decides nothing although its daemon runs, and what to do
 
 

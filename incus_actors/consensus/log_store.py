@@ -210,6 +210,7 @@ class LogStore:
             entries=entries,
             applied=applied,
             incarnation=secrets.randbits(64) or 1,
+            sqlite_version=sqlite3.sqlite_version,
         )
 
     # Writing

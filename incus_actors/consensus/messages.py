@@ -26,6 +26,7 @@ class Hello:
     last_term: Term
     commit: Index
     answer: bool = False  #: True when this Hello answers one
+    sqlite_version: str = ""  #: what the sender applies entries with (3.11); shown, and decides nothing
 
 
 @dataclass(frozen=True, slots=True)

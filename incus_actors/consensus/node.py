@@ -88,6 +88,7 @@ class Node:
         self.epoch = durable.epoch
         self.incarnation = durable.incarnation
         self.amnesia = durable.amnesia
+        self.sqlite_version = durable.sqlite_version
         self.rng = rng
         self.timing = timing
         self.limits = limits
@@ -123,6 +124,7 @@ class Node:
         self.incarnations: dict[MemberId, int] = {}
         self.burnt_incarnations: dict[MemberId, list[int]] = {}
         self.greeted_ms: dict[MemberId, int] = {}
+        self.sqlite_versions: dict[MemberId, str] = {}  #: of others, as they said it last
         self.known_members: frozenset[MemberId] = frozenset(self.log.configuration.members())
         self.visible_voters: tuple[MemberId, ...] = ()
         self.voter_sets = self.log.configuration.voter_sets()

@@ -148,6 +148,7 @@ class DurableState:
     applied: Index = 0  #: what the state file says it has applied
     incarnation: int = 1  #: 64 random bits, new for every start of the process
     amnesia: bool = False  #: this id is burnt (CONSENSUS 3.5): it grants, acks and campaigns nothing, for ever
+    sqlite_version: str = ""  #: told to the others, who show it
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def look(
         fast_path_spent=core.suspicion.spent(),
         fast_path_budget=BUDGET_PER_MINUTE,
         disk_full=driver.disk_full,
+        sqlite_version=core.sqlite_version,
         halted=driver.halted,
     )
 
@@ -64,16 +65,24 @@ def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerSta
     for member in core.log.configuration.members():
         if member == core.id:
             continue
-        found = views.get(member)
+        found, version = views.get(member), core.sqlite_versions.get(member, "")
         if found is None:
-            peers.append(PeerStatus(member, 0, "unknown", -1, 0.0, member in links))
+            peers.append(PeerStatus(member, 0, "unknown", -1, 0.0, member in links, sqlite_version=version))
             continue
         contact_ms = max(0, found.contact_age_ms + now_ms - core.now)
         link = member in links
         free_kib = _told(found.free_kib)
         peers.append(
             PeerStatus(
-                member, found.match, found.state, contact_ms, found.round_trip_ms, link, found.in_flight, free_kib
+                member,
+                found.match,
+                found.state,
+                contact_ms,
+                found.round_trip_ms,
+                link,
+                found.in_flight,
+                free_kib,
+                version,
             )
         )
     return tuple(peers)

@@ -29,6 +29,7 @@ def consensus_families(status: ConsensusStatus, lanes: Mapping[str, Mapping[str,
     """Yield everything; `lanes` holds the counters of each lane."""
     yield from _own(status)
     yield from _peers(status)
+    yield _sqlite(status)
     yield from _numbers(status)
     yield _lanes(lanes)
 
@@ -87,6 +88,18 @@ def _peers(status: ConsensusStatus) -> Iterator[Metric]:
         if peer.free_kib >= 0:
             free.add_metric((who,), peer.free_kib * 1024)
     yield from (link, lag, state, contact, trip, flight, free)
+
+
+def _sqlite(status: ConsensusStatus) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    text = "1 for the SQLite that a member applies entries with"
+    sqlite = GaugeMetricFamily(f"{_PREFIX}_sqlite_info", text, labels=("member", "version"))
+    peers = ((peer.id, peer.sqlite_version) for peer in status.peers)
+    for member, version in ((status.member_id, status.sqlite_version), *peers):
+        if version:
+            sqlite.add_metric((str(member), version), 1)
+    return sqlite
 
 
 def _numbers(status: ConsensusStatus) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from incus_actors.cli.inspect import _members_table, print_whole
+from incus_actors.cli.inspect import _members_table, _sqlite, print_whole
 
 
 def test_a_wide_table_is_not_squeezed_on_a_narrow_terminal() -> None:
@@ -52,3 +52,14 @@ def test_a_follower_does_not_invent_where_the_others_are() -> None:
         ["2 *", "voter", "10.0.0.2:1", "default", "743", "", "", "", "", "", "", "unknown"],
         ["3", "voter", "10.0.0.3:1", "default", "740", "3", "replicate", "4 ms", "1.2 ms", "down", "2", "3.0 GiB"],
     ]
+
+
+def test_who_has_another_sqlite_is_named() -> None:
+    peers = [
+        {"id": 3, "sqlite_version": "3.46.0"},
+        {"id": 2, "sqlite_version": "3.40.1"},
+        {"id": 4, "sqlite_version": ""},
+    ]
+    facts = {"sqlite_version": "3.40.1", "peers": peers}
+    assert _sqlite(facts) == "sqlite 3.40.1; member 3 has 3.46.0"
+    assert _sqlite({**facts, "peers": peers[1:]}) == "sqlite 3.40.1"

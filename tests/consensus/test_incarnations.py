@@ -25,6 +25,19 @@ def test_a_late_hello_of_a_dead_process_does_not_shut_out_the_living_one() -> No
     assert leader.leadership.progress[3].match == leader.last_index
 
 
+def test_members_tell_each_other_their_sqlite() -> None:
+    world = World(3)
+    for member, version in ((1, "3.40.1"), (2, "3.46.0"), (3, "3.40.1")):
+        world.machines[member].durable = replace(world.machines[member].durable, sqlite_version=version)
+        world.start(member)
+    world.elect(1)
+    for member in (2, 3):
+        world.step(1, ev.LinkUp(member))
+    world.settle()
+    assert world.cores[1].sqlite_versions == {2: "3.46.0", 3: "3.40.1"}
+    assert world.cores[2].sqlite_versions == {1: "3.40.1"}
+
+
 def test_what_a_dead_process_has_sent_counts_no_more() -> None:
     world = World(3)
     leader = world.elect(1)

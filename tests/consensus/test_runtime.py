@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,9 @@ async def test_three_members_replicate_and_survive_their_leader(tmp_path: Path) 
             await applied(runtime, insert(member))
             await runtime.read_barrier()
             assert runtime.database.scalar("SELECT 1 FROM t WHERE a = ?", (member,)) == 1
+        for runtime in runtimes.values():
+            await until(lambda now=runtime.status: {p.sqlite_version for p in now().peers} == {sqlite3.sqlite_version})
+            assert runtime.status().sqlite_version == sqlite3.sqlite_version
         with pytest.raises(ForbiddenError):
             await runtimes[2].change_configuration(runtimes[2].status().configuration.target)
         first = leading(runtimes)

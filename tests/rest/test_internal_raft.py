@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from incus_actors.cli.inspect import _print_lanes
-from incus_actors.consensus.api import ConsensusStatus
+from incus_actors.consensus.api import ConsensusStatus, PeerStatus
 from incus_actors.consensus.types import Configuration, Member, RaftRole
 from incus_actors.services.consensus_metrics import consensus_families
 from incus_actors.services.metrics import exposition
@@ -34,6 +35,19 @@ def scraped(lanes: Lanes) -> dict[tuple[str, str], float]:
     text = exposition(list(consensus_families(status(), lanes.counters()))).decode()
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     return {(s.labels["lane"], s.labels["event"]): s.value for s in families["incus_actors_transport_events"]}
+
+
+def test_the_metrics_name_the_sqlite_of_each_member() -> None:
+    peers = (
+        PeerStatus(2, 9, "replicate", 3, 0.5, True, sqlite_version="3.46.0"),
+        PeerStatus(3, 0, "probe", 3, 0.5, False),
+    )
+    families = consensus_families(replace(status(), sqlite_version="3.40.1", peers=peers), {})
+    samples = [s for f in families if f.name == "incus_actors_raft_sqlite_info" for s in f.samples]
+    assert [(s.labels["member"], s.labels["version"], s.value) for s in samples] == [
+        ("1", "3.40.1", 1),
+        ("2", "3.46.0", 1),
+    ]
 
 
 async def refusals(lanes: Lanes) -> None:

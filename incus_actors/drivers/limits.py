@@ -67,9 +67,10 @@ def parse_memory_bytes(text: str, total_bytes: int) -> int:
 
 
 def choose_cpus(text: str, online: tuple[int, ...], name: str) -> str:
-    """Return a cpuset ("0-1,3"): the set asked for, or as many cpus as asked for, spread by name.
+    """Return a cpuset ("0-1,3"): what there is of the set asked for, or as many cpus as asked for, spread by name.
 
-    A count of at least the number of cpus is no limit: "". Raises BadRequestError.
+    A count of at least the number of cpus is no limit: ""; nor, as in Incus, is a set of which there is nothing. Raises
+    BadRequestError.
     """
     if text.isdigit():
         count = int(text)
@@ -80,9 +81,7 @@ def choose_cpus(text: str, online: tuple[int, ...], name: str) -> str:
         first = zlib.crc32(name.encode()) % len(online)
         chosen = {online[(first + step) % len(online)] for step in range(count)}
     else:
-        chosen = _parse_set(text)
-        if missing := chosen - set(online):
-            raise BadRequestError(f"Failed to set cpuset: CPU {min(missing)} is not available")
+        chosen = _parse_set(text) & set(online)
     return ",".join(str(cpu) for cpu in sorted(chosen))
 
 
@@ -90,7 +89,7 @@ def _parse_set(text: str) -> set[int]:
     chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdigit() or (dash and not last.isdigit()):
             raise BadRequestError(f"Invalid CPU set: {text}")
         if dash and int(last) - int(first) > 8192:
             raise BadRequestError(f"Invalid CPU set: {text}")

@@ -223,7 +223,8 @@ class LxcDriver:
             try:
                 cgroups.write_limits(self._host.layout, running.group, files)
             except OSError as error:
-                raise DriverError(f"Failed to set limits: {error.strerror} ({error.filename})") from error
+                log.warning("%s: %s can't be written: %s", spec.name, error.filename, error.strerror)
+                raise DriverError("setting cgroup item for the container failed") from error
             running.spec = spec
 
     async def update_devices(self, spec: InstanceSpec) -> None:

@@ -33,8 +33,8 @@ delete_module errno 38
 """
 
 #: What a privileged instance keeps out of as well; an unprivileged one is bounded by its user namespace.
-_DROPPED_ALWAYS = "sys_time sys_module sys_rawio"
-_DROPPED_PRIVILEGED = "mac_admin mac_override syslog wake_alarm"
+#: Others have all: in a user namespace of their own they are none of the machine's.
+_DROPPED_PRIVILEGED = "sys_time sys_module sys_rawio mac_admin mac_override syslog wake_alarm"
 
 #: major:minor of null, zero, full, random, urandom, tty, console, ptmx, pts/*, fuse, net/tun.
 _DEVICES_ALLOWED = (
@@ -203,10 +203,10 @@ def _privileges(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
     if spec.privileged:
         items += [
             ("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed:force"),
-            ("lxc.cap.drop", f"{_DROPPED_ALWAYS} {_DROPPED_PRIVILEGED}"),
+            ("lxc.cap.drop", _DROPPED_PRIVILEGED),
         ]
     else:
-        items += [("lxc.mount.auto", "proc:rw sys:rw cgroup:rw:force"), ("lxc.cap.drop", _DROPPED_ALWAYS)]
+        items.append(("lxc.mount.auto", "proc:rw sys:rw cgroup:rw:force"))
     items += [("lxc.mount.entry", f"{path} {path[1:]} none bind,create=file,optional 0 0") for path in _HOST_DEVICES]
     if is_true(spec.config.get("security.nesting")):
         # A nested manager may mount proc and sysfs only if it can see a fully visible one.

@@ -53,7 +53,9 @@ class VolumeSnapshotService:
         """Return one snapshot. Raises NotFoundError."""
         row = self._tools.find(address)
         found = self._find(row, name)
-        return _shown(found, found.name, row.content)
+        shown = _shown(found, found.name, row.content)
+        shown.expires_at = shown.expires_at or ZERO_TIME  # in lists it is null
+        return shown
 
     def _rows(self, row: VolumeRow) -> list[SnapshotRow]:
         return queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, [])
@@ -192,7 +194,10 @@ def check_snapshot_name(name: str) -> None:
 
 
 def next_name(pattern: str, taken: Collection[str], now: datetime) -> str:
-    """Return a name for a new snapshot: `%d` is the next free number, `{{ creation_date|date:'…' }}` the time."""
+    """Return a name for a new snapshot: `%d` is the next free number, `{{ creation_date|date:'…' }}` the time.
+
+    Raises BadRequestError for a pattern that can't be read.
+    """
 
     def date(match: re.Match[str]) -> str:
         layout = match[1] if match[1] is not None else "2006-01-02T15:04:05Z"
@@ -200,6 +205,7 @@ def next_name(pattern: str, taken: Collection[str], now: datetime) -> str:
             layout = layout.replace(word, code)
         return now.strftime(layout)
 
+    check_pattern(pattern)
     text = _DATE.sub(date, pattern or PATTERN_DEFAULT)
     if "%d" not in text and text in taken:
         text += "-%d"
@@ -212,6 +218,27 @@ def next_name(pattern: str, taken: Collection[str], now: datetime) -> str:
         if name.startswith(head) and name.endswith(tail) and name[len(head) : len(name) - len(tail)].isdigit()
     ]
     return f"{head}{max(numbers, default=-1) + 1}{tail}"
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise BadRequestError, with the words of Incus' parser, for anything in braces that isn't the time."""
+    rest = _DATE.sub(lambda match: " " * len(match[0]), pattern)  # columns stay what they are
+    found = re.search(r"\{\{(?P<value>.*?)(?P<end>\}\}|$)|\{%\s*(?P<tag>\w*)", rest)
+    if found is None:
+        return
+    column, near = len(pattern) + 1, "{%"
+    if found["tag"]:
+        column, near = found.start("tag") + 1, found["tag"]
+        reason = f"Tag '{near}' not found (or beginning tag not provided)"
+    elif found["value"] and not found["end"]:
+        reason = "'}}' expected"
+    elif found["value"] and (filtered := re.search(r"\|\s*(\w+)", found["value"])):
+        column, near = found.start("value") + filtered.start(1) + 1, filtered[1]
+        reason = f"Filter '{near}' does not exist."
+    else:
+        reason = "Expected either a number, string, keyword or identifier."
+    column += len("{% autoescape off %}")  # which Incus puts in front
+    raise BadRequestError(f"[Error (where: parser) in <string> | Line 1 Col {column} near '{near}'] {reason}")
 
 
 def expiry(expression: str, now: datetime) -> str:

@@ -50,6 +50,7 @@ def test_an_ordinary_container() -> None:
     assert items["lxc.cgroup.dir.container"] == ["incus-actors-x/c-c1"]
     assert items["lxc.cgroup.devices.deny"] == ["a"]
     assert "lxc.cgroup.memory.limit_in_bytes" not in items
+    assert "lxc.cap.drop" not in items
     assert [line.split()[1] for line in items["lxc.mount.entry"]] == ["dev/fuse", "dev/net/tun"]
 
 

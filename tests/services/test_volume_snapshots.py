@@ -53,7 +53,7 @@ async def test_life_of_snapshots(machine):
     assert [s.name for s in snapshots.all_of(V1)] == ["v1/snap0", "v1/snap1", "v1/mine"]
     one = snapshots.get(V1, "mine")
     assert (one.name, one.description, one.expires_at, one.config, one.content_type) == (
-        "mine", "d", None, {"user.a": "b"}, "filesystem",
+        "mine", "d", "0001-01-01T00:00:00Z", {"user.a": "b"}, "filesystem",
     )  # fmt: skip
     listed = [v.name for v in machine.volumes.life.all_of("local", "default")]
     assert listed == ["v1", "v1/mine", "v1/snap0", "v1/snap1"]
@@ -71,7 +71,10 @@ async def test_life_of_snapshots(machine):
         "2030-01-01T00:00:00.123456Z",
     )
     await snapshots.update(V1, "yours", SnapshotPut(description="e"))
-    assert (snapshots.get(V1, "yours").description, snapshots.get(V1, "yours").expires_at) == ("e", None)
+    assert (snapshots.get(V1, "yours").description, snapshots.get(V1, "yours").expires_at) == (
+        "e",
+        "0001-01-01T00:00:00Z",
+    )
     await snapshots.delete(V1, "yours")
     for work in (snapshots.check_delete, snapshots.get):
         with pytest.raises(NotFoundError, match=r"^Storage pool volume not found$"):
@@ -131,7 +134,8 @@ async def test_snapshots_expire_as_the_volume_says(machine):
     made = machine.volumes.snapshots.get(V1, "p-0-x").created_at
     assert expires[:10] > made[:10]
     await snap(machine, "never", expires_at="0001-01-01T00:00:00Z")
-    assert machine.volumes.snapshots.get(V1, "never").expires_at is None
+    assert machine.volumes.snapshots.get(V1, "never").expires_at == "0001-01-01T00:00:00Z"
+    assert [one.expires_at for one in machine.volumes.snapshots.all_of(V1) if one.name == "v1/never"] == [None]
 
 
 @pytest.mark.parametrize("phase", ["creating@dead", "deleting@dead", "renaming@dead:new"])
@@ -169,6 +173,21 @@ async def test_unfinished_snapshots_are_repaired(machine, phase, files):
 )
 def test_patterns(pattern, taken, name):
     assert rules.next_name(pattern, taken, NOW) == name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("{{", "Col 23 near '{%'] Expected either a number, string, keyword or identifier."),
+        ("{{ creation_date", "Col 37 near '{%'] '}}' expected"),
+        ("{{ creation_date|nofilter }}", "Col 38 near 'nofilter'] Filter 'nofilter' does not exist."),
+        ("{% foo %}", "Col 24 near 'foo'] Tag 'foo' not found (or beginning tag not provided)"),
+    ],
+)
+def test_patterns_that_cannot_be_read(pattern, text):
+    with pytest.raises(BadRequestError) as caught:
+        rules.next_name(pattern, [], NOW)
+    assert str(caught.value) == f"[Error (where: parser) in <string> | Line 1 {text}"
 
 
 def test_expiry():

@@ -117,6 +117,27 @@ def test_a_static_address(incus) -> None:
         incus("delete", "same")
 
 
+def test_the_kernel_leads_to_a_static_address(incus, lab) -> None:
+    server = "(while true; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &"
+    incus("exec", "n2b", "--", "sh", "-c", server)
+    device = ("web", "proxy", "listen=tcp:10.140.0.1:8090", "connect=tcp:0.0.0.0:80", "nat=true")
+    incus("config", "device", "add", "n2b", *device)
+    script = "exec 3<>/dev/tcp/10.140.0.1/8090 && head -1 <&3"
+    found = subprocess.run([*lab.members[1].enter, "bash", "-c", script], capture_output=True, timeout=10, check=False)
+    assert found.stdout == b"hello\n"
+    assert "Instance has no static IPv4 address" in incus.fails("config", "device", "add", "n1a", *device)
+
+
+def test_a_change_that_is_rolled_back_leaves_no_warning(incus) -> None:
+    assert "bad option" in incus.fails("network", "set", "br0", "raw.dnsmasq=nonsense")
+
+    def resolved() -> bool:
+        warnings = json.loads(incus("warning", "list", "--all", "-f", "json"))
+        return all(one["status"] == "resolved" for one in warnings if one["type"] == "Network unavailable")
+
+    wait_for(resolved, "the warning is resolved", timeout_s=5)
+
+
 def test_nics_come_and_go_while_it_runs(incus) -> None:
     def inside() -> str:
         return incus("exec", "n1a", "--", "ip", "-o", "link")

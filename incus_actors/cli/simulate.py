@@ -13,7 +13,9 @@ from pathlib import Path
 
 import click
 
+from incus_actors.consensus.history_file import HistoryError, read_history
 from incus_actors.simulation.plan import DEFAULT_CHAOS_MS, Plan, draw_plan
+from incus_actors.simulation.replay import beginning, line, replay
 from incus_actors.simulation.runner import Failure, Report, make_world, play, run_plan, run_seeds, shrink
 
 
@@ -31,6 +33,13 @@ from incus_actors.simulation.runner import Failure, Report, make_world, play, ru
     "--shrink/--no-shrink", "shrinks", default=True, show_default=True, help="Find the fewest strikes that fail."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="Write the report here.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Instead: step what a member wrote down when it stopped (database/consensus-history.msgpack).",
+)
+@click.option("--quiet-steps", is_flag=True, help="With --history: also steps in which nothing happened.")
 def simulate(
     seeds: int,
     first: int,
@@ -41,12 +50,16 @@ def simulate(
     chaos_ms: int,
     shrinks: bool,
     json_file: Path | None,
+    history: Path | None,
+    quiet_steps: bool,
 ) -> None:
     """Run the consensus core against virtual networks, disks and clocks that fail; say which promises break.
 
     A seed decides everything: the same seed and length give the same run, on every machine. Exit status 1 if any
     property was violated.
     """
+    if history is not None:
+        sys.exit(_replay(history, quiet_steps=quiet_steps))
     if seed is not None:
         plan = draw_plan(seed, chaos_ms=chaos_ms)
         found = _show(plan, trace=trace, messages=messages)
@@ -64,6 +77,30 @@ def simulate(
             if result.failure is not None and result.failure.name != "P-DETERMINISM":
                 _shrink(draw_plan(result.seed, chaos_ms=chaos_ms))
     sys.exit(bool(report.failures))
+
+
+def _replay(path: Path, *, quiet_steps: bool) -> bool:
+    """Print what a core does with a history; return whether it failed."""
+    try:
+        content = read_history(path)
+    except (HistoryError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        click.echo(f"stopped: {content.reason}")
+        if content.mark is not None:
+            click.echo(beginning(content.mark))
+        since_ms = content.events[0].now_ms if content.events else 0
+        steps, hidden, failed = 0, 0, False
+        for step in replay(content):
+            steps, failed = steps + 1, bool(step.broken)
+            if step.effects or step.broken or quiet_steps:
+                click.echo(line(step, since_ms))
+            else:
+                hidden += 1
+    except HistoryError as error:
+        raise click.ClickException(f"{path}: {error}") from None
+    click.echo(f"{steps} events" + (f", {hidden} of them without an effect are not shown" if hidden else ""))
+    return failed
 
 
 def _show(plan: Plan, *, trace: bool, messages: bool) -> Failure | None:

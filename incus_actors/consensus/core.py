@@ -12,6 +12,7 @@ from __future__ import annotations
 from incus_actors.consensus import candidate, compaction, follower, leader, membership, replication, snapshots, views
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.effects import Effect, Resolve
+from incus_actors.consensus.invariants import Invariants
 from incus_actors.consensus.node import NEVER, Node, Randomness
 from incus_actors.consensus.policy import MemberHealth
 from incus_actors.consensus.proposals import ProposalBook
@@ -35,10 +36,6 @@ from incus_actors.consensus.views import PeerView
 FAST_WRITES_TO_RECOVER = 3
 
 
-class InvariantError(AssertionError):
-    """The core contradicts itself: stop before a promise is broken."""
-
-
 class Core(Node):
     """One member of the cluster. `step` is the only way in, its return value the only way out."""
 
@@ -54,7 +51,7 @@ class Core(Node):
         checks: bool = False,
     ) -> None:
         """Start from what is durable. Nothing happens until the first step, which also announces the present
-        configuration and role. `checks`: run `check_invariants` after every step. Raises LogDamagedError."""
+        configuration and role. `checks`: check the invariants after every step. Raises LogDamagedError."""
         super().__init__(durable, rng, timing or Timing(), limits or Limits(), now_ms, wall_ms)
         self.checks = checks
         self.leadership = None
@@ -65,8 +62,7 @@ class Core(Node):
         self.receiver = SnapshotReceiver(self)
         self._forgiveness = StallForgiveness()
         self._announced = False
-        self._checked: Configuration | None = None  #: its voter sets are known
-        self._checked_sets: tuple[frozenset[MemberId], ...] = ()
+        self._invariants = Invariants(self)
         self._handlers = {
             ev.Tick: self._on_tick,
             ev.Stalled: self._on_stalled,
@@ -112,12 +108,19 @@ class Core(Node):
         self.flush()
         effects, self.effects = self.effects, []
         if self.checks:
-            self.check_invariants()
+            self._invariants.check()
         return effects
 
     def next_deadline_ms(self) -> int:
         """Return when the next Tick will have something to do; a driver may sleep until then."""
         return self.wake_ms
+
+    def resume(self) -> None:
+        """Go on in the middle of a life that somebody has put back (state_mark.py): nothing is announced again."""
+        self._announced = True
+        self.configuration_activated()
+        self.refresh_visible()
+        self.effects.clear()
 
     def _announce(self) -> None:
         self._announced = True
@@ -351,52 +354,3 @@ class Core(Node):
     def leading_since_ms(self) -> int | None:
         """Return since when this member leads, None when it does not."""
         return None if self.leadership is None else self.leadership.since_ms
-
-    # -- invariants -----------------------------------------------------------------------------------------------
-
-    def check_invariants(self) -> None:
-        """Raise InvariantError if the state contradicts itself (3.1). Cheap: no loop over entries."""
-        broken = self._broken_log() or self._broken_roles()
-        if broken:
-            raise InvariantError(f"member {self.id} term {self.term}: {broken}")
-        if self.leadership is not None:
-            last = self.log.last
-            for progress in self.leadership.progress.values():
-                if not progress.match < progress.next or progress.match > last:
-                    raise InvariantError(f"progress of {progress.id}: match {progress.match} next {progress.next}")
-
-    def _broken_log(self) -> str:
-        """Return what does not hold of log, commit and applied."""
-        log = self.log
-        last, commit = log.last, self.commit
-        if log.durable > last:
-            return "durable <= last"
-        if commit > last:
-            return "commit <= last"
-        if log.mark.index > commit:
-            return "snapshot <= commit"
-        if self.applied > self.apply_sent:
-            return "applied <= handed over"
-        if self.apply_sent > commit or self.apply_sent > log.durable:
-            return "R-APPLY: applied <= min(commit, durable)"
-        if last - log.first + 1 != len(log.entries):
-            return "entries are contiguous"
-        if not log.mark.configuration_index <= log.configuration_index <= last:
-            return "configurations match the log"
-        return ""
-
-    def _broken_roles(self) -> str:
-        """Return what does not hold of role, term and voters."""
-        configuration = self.log.configuration
-        if configuration is not self._checked:
-            self._checked, self._checked_sets = configuration, configuration.voter_sets()
-        if self.voter_sets != self._checked_sets:
-            return "voters are those of the active configuration"
-        leads = self.role is RaftRole.LEADER
-        if leads != (self.leadership is not None):
-            return "leadership belongs to leaders"
-        if leads and self.leader != self.id:
-            return "a leader knows itself"
-        if self.durable_hard.term > self.term:
-            return "durable term <= term"
-        return ""

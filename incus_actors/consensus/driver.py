@@ -24,6 +24,7 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
+from incus_actors.consensus.history import History
 from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.last_words import leave_word, superseded_text, write_history
 from incus_actors.consensus.log_format import AMNESIA_NAME, STATE_SUSPECT_NAME, SUPERSEDED_NAME
@@ -31,14 +32,13 @@ from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Incoming, Notice
-from incus_actors.consensus.types import Configuration, Entry, Index, Member, MemberId, Term
+from incus_actors.consensus.types import Configuration, Entry, Index, Member, MemberId
 
 log = logging.getLogger(__name__)
 
 TICK_MS = 50  #: at the latest; earlier when the core has something to do, to the millisecond
 STALL_MS = 50
 STATUS_MS = 100  #: how old a published status may be while nothing is applied; changes of role publish at once
-_HISTORY = 4096
 _DISK_CHECK_MS = 1000
 
 
@@ -109,6 +109,7 @@ class Driver:
         epoch: int = 1,
         former: tuple[Member, ...] = (),
         directory: Path,
+        history: History,
         tell: Callable[[Notice], None],
         drain: Callable[[], None],
         publish: Callable[[], None],
@@ -145,7 +146,7 @@ class Driver:
         self._ticking = False
         self._disk_check_ms = 0
         self._shown = (-STATUS_MS, -1)  # when and with which applied index a status was published
-        self._history: deque[tuple[int, str, MemberId, Term]] = deque(maxlen=_HISTORY)
+        self._history = history
         self._free_kib = 1 << 30
         self._reported_full = False
         self._apply_full = False
@@ -166,7 +167,7 @@ class Driver:
         try:
             while self._events and not self.dead:
                 event, now_ms = self._events.popleft(), self._clock.monotonic_ms()
-                self._remember(now_ms, event)
+                self._history.add(now_ms, event)
                 for effect in self._core.step(now_ms, event):
                     self._carry_out(effect)
         except Exception as exc:
@@ -392,14 +393,6 @@ class Driver:
             "apply": self._state.depth(),
             "witness": self._log.witness_lag(),
         }
-
-    def _remember(self, now_ms: int, event: ev.Event) -> None:
-        """Keep what the core heard, without its content, for the time after a fail-stop."""
-        if isinstance(event, ev.Receive):
-            envelope = event.envelope
-            self._history.append((now_ms, type(envelope.message).__name__, envelope.source, envelope.term))
-        else:
-            self._history.append((now_ms, type(event).__name__, 0, 0))
 
     def die(self, reason: str, kind: str) -> None:
         """Do nothing more, ever; the main loop is told once, and the last events are written down."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from incus_actors.clock import Clock, SystemClock
@@ -20,6 +21,7 @@ from incus_actors.consensus.api import ConsensusStatus
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.driver import Driver
+from incus_actors.consensus.history import History
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory, RaftLane
 from incus_actors.consensus.log_store import LogStore
@@ -28,6 +30,7 @@ from incus_actors.consensus.notices import FatalNotice, Incoming, Notice, Starte
 from incus_actors.consensus.opening import check_state, lay_ballast, mark_state_suspect, open_member, superseded
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.snapshot_files import SnapshotFiles
+from incus_actors.consensus.state_mark import is_quiet, mark_of
 from incus_actors.consensus.types import DurableState, Limits, Timing
 from incus_actors.consensus.view import look
 from incus_actors.state.apply import Applier
@@ -113,10 +116,12 @@ class Engine:
         except BaseException as exc:
             self.started.set_exception(exc)
             return
+        store, serving = opened.store, self._serve(opened.store, opened.applier, opened.durable, opened.state_path)
+        del opened  # the entries are the core's alone, which forgets them when it compacts
         try:
-            await self._serve(opened.store, opened.applier, opened.durable, opened.state_path)
+            await serving
         finally:
-            opened.store.close()
+            store.close()
 
     async def _serve(self, store: LogStore, applier: Applier, durable: DurableState, path: Path) -> None:
         settings, clock = self._settings, self._settings.clock
@@ -129,14 +134,16 @@ class Engine:
         self.inbox = inbox = Inbox[Incoming](loop, receive)
         log_thread = LogThread(store, inbox.put)
         apply_thread = ApplyThread(applier, inbox.put)
+        rng = random.Random(secrets.randbits(128))  # noqa: S311 - a history is replayed with the same numbers
         core = Core(
             durable,
-            rng=random.SystemRandom(),
+            rng=rng,
             timing=settings.timing,
             limits=settings.limits,
             now_ms=clock.monotonic_ms(),
             wall_ms=clock.wall_ms(),
         )
+        durable = replace(durable, entries=())
 
         def publish() -> None:
             self._publish(core, driver, durable, lane)
@@ -153,6 +160,7 @@ class Engine:
             epoch=durable.epoch,
             former=store.former,
             directory=settings.directory,
+            history=History(lambda whole: mark_of(core, rng, whole=whole), lambda: is_quiet(core)),
             tell=self._tell,
             drain=inbox.drain,
             publish=publish,

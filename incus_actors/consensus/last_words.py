@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
+from incus_actors.consensus import events as ev
+from incus_actors.consensus.history import Heard, History
+from incus_actors.consensus.history_file import encode_history
 from incus_actors.consensus.log_store import sync_directory
 
 log = logging.getLogger(__name__)
 
-HISTORY_NAME = "consensus-history.txt"  #: what the core heard before it stopped for good
+HISTORY_NAME = "consensus-history.txt"  #: what the core heard before it stopped for good, for people
+REPLAY_NAME = "consensus-history.msgpack"  #: the same for `incus-actors simulate --history`
 
 
 def superseded_text(reason: str) -> str:
@@ -40,13 +43,26 @@ def leave_word(path: Path, text: str) -> None:
         log.error("%s can't be written: %s", path, exc)
 
 
-def write_history(directory: Path, events: Iterable[tuple[int, str, int, int]], reason: str) -> None:
-    """Write down what the core heard: (ms, what, from whom, in which term)."""
-    lines = [
-        f"{now_ms} {name}" + (f" from {source} in term {term}" if source else "")
-        for now_ms, name, source, term in events
-    ]
+def write_history(directory: Path, history: History, reason: str) -> None:
+    """Write down what the core heard, to be read and to be replayed."""
+    lines = [_line(heard) for heard in history.all()]
     try:
         (directory / HISTORY_NAME).write_text("\n".join([*lines, f"stopped: {reason}", ""]))
-    except OSError as exc:
+        _write_private(directory / REPLAY_NAME, encode_history(reason, *history.replayable()))
+    except (OSError, TypeError, ValueError) as exc:  # also what can't be encoded: the reason to stop counts more
         log.error("the history can't be written: %s", exc)
+
+
+def _line(heard: Heard) -> str:
+    event = heard.event
+    if isinstance(event, ev.Receive):
+        envelope = event.envelope
+        name = type(envelope.message).__name__
+        return f"{heard.now_ms} {name} from {envelope.source} in term {envelope.term}"
+    return f"{heard.now_ms} {type(event).__name__}"
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Entries may hold secrets: only our own user may read them."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)

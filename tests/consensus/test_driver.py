@@ -13,6 +13,7 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
 from incus_actors.consensus.driver import TICK_MS, Driver, DriverError
+from incus_actors.consensus.history import History
 from incus_actors.consensus.lane import LaneListener
 from incus_actors.consensus.log_format import STATE_SUSPECT_NAME
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
@@ -119,6 +120,7 @@ class Rig:
             applied_index=0,
             own_id=1,
             directory=directory,
+            history=History(lambda _whole: None, lambda: True),
             tell=self.main.tell,
             drain=lambda: self.trace.append("inbox"),
             publish=lambda: None,

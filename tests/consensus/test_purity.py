@@ -14,7 +14,7 @@ from incus_actors.consensus.types import Timing
 
 PACKAGE = Path(incus_actors.consensus.__file__).parent
 CORE = [
-    "candidate", "compaction", "configuration", "core", "effects", "events", "follower", "leader", "log",
+    "candidate", "compaction", "configuration", "core", "effects", "events", "follower", "invariants", "leader", "log",
     "measure", "membership", "messages", "node", "policy", "progress", "proposals", "quorum", "reads", "reception",
     "replication", "snapshots", "suspicion", "types", "views", "voting",
 ]  # fmt: skip

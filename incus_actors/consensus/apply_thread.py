@@ -114,7 +114,7 @@ class ApplyThread:
                 # Whatever it is: no entry may be skipped, and nobody else would hear of a dead thread.
                 log.exception("applying stopped")
                 self._failed = True
-                kind = "damaged" if isinstance(exc, sqlite3.Error) and is_damage(exc) else "fatal"
+                kind = "damaged" if is_damage(exc) else "fatal"
                 self._post(ApplyTrouble(kind, f"{type(exc).__name__}: {exc}"))
 
     def _gather(self, first: tuple[Entry, ...]) -> tuple[tuple[Entry, ...], _Item | _Nothing]:

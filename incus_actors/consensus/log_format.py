@@ -10,10 +10,11 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 
 from incus_actors.consensus.configuration import decode_configuration, encode_configuration
-from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Member, Role, SnapshotMark
+from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Index, Member, Role, SnapshotMark
 
 FORMAT = 1
 LOG_NAME = "log.db"
@@ -35,6 +36,8 @@ CREATE TABLE entries (
 CREATE TABLE configs (idx INTEGER PRIMARY KEY, term INTEGER, body BLOB);
 """
 
+_UNSEALED = frozenset({"commit", "seal"})
+
 
 def state_name(generation: int) -> str:
     """Return the file name of a generation of the state."""
@@ -52,9 +55,20 @@ def open_connection(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that a file is not the database it was: no trouble of the disk that may pass."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def is_damage(error: Exception, *, opening: bool = False) -> bool:
+    """Whether SQLite says that a file is not the database it was: no trouble of the disk that may pass.
+
+    `opening`: only our own fixed statements were run, so that one which is wrong (a column has gone) and text that is
+    none (no code) say the same.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return opening  # SQLite has quoted the file in its message
+    if not isinstance(error, sqlite3.Error):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None or code & 0xFF == sqlite3.SQLITE_ERROR:
+        return opening
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def hard_crc(hard: HardState) -> int:
@@ -68,8 +82,25 @@ def write_hard(connection: sqlite3.Connection, hard: HardState) -> None:
 
 
 def write_meta(connection: sqlite3.Connection, values: Mapping[str, int | bytes]) -> None:
-    """Store some values of `meta`."""
+    """Store some values of `meta`, and seal them; inside the caller's transaction."""
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
+    seal_meta(connection)
+
+
+def write_commit(connection: sqlite3.Connection, commit: Index) -> None:
+    """Store the commit index. It goes along with every write and promises nothing, so the seal leaves it out."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('commit', ?)", (commit,))
+
+
+def meta_seal(meta: Mapping[str, int | bytes]) -> bytes:
+    """Return the checksum that makes a damaged identity, epoch or mark visible."""
+    covered = sorted((key, value) for key, value in meta.items() if key not in _UNSEALED)
+    return blake2b(repr(covered).encode(), digest_size=8).digest()
+
+
+def seal_meta(connection: sqlite3.Connection) -> None:
+    """Store the checksum of what `meta` has now."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('seal', ?)", (meta_seal(read_meta(connection)),))
 
 
 def read_meta(connection: sqlite3.Connection) -> dict[str, int | bytes]:

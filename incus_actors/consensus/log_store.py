@@ -85,7 +85,10 @@ class _Tail:
 
 
 class LogStore:
-    """An open, verified log. The constructor raises LogLockedError, LogDamagedError and AmnesiaError."""
+    """An open, verified log. The constructor raises LogLockedError, LogDamagedError and AmnesiaError.
+
+    `check_witness=False` opens one that has forgotten its end or itself, for recovery only.
+    """
 
     def __init__(self, directory: Path, *, check_witness: bool = True) -> None:
         self.directory = directory
@@ -100,14 +103,18 @@ class LogStore:
             witness_exists = (directory / fmt.WITNESS_NAME).exists()
             self._connection = fmt.open_connection(path)
             self._witness = Witness(directory / fmt.WITNESS_NAME)
-            self._load()
+            self._load(check_seal=check_witness)
             if check_witness:
                 if not witness_exists:
                     raise AmnesiaError(f"{directory / fmt.WITNESS_NAME} is missing")
                 self._check_witness()
-        except sqlite3.Error as exc:
+            if "seal" not in self.meta:
+                fmt.seal_meta(self._db)  # made by an earlier release
+        except (sqlite3.Error, UnicodeDecodeError) as exc:
             self.close()
-            raise LogDamagedError(f"{path} can't be read: {exc}") from exc
+            # Damage takes with it what was promised; what the disk doesn't give now it may give later.
+            kind = AmnesiaError if fmt.is_damage(exc, opening=True) else LogDamagedError
+            raise kind(f"{path} can't be read: {exc}") from exc
         except BaseException:
             self.close()
             raise
@@ -120,11 +127,13 @@ class LogStore:
             raise LogIOError("log.db is closed")
         return self._connection
 
-    def _load(self) -> None:
+    def _load(self, *, check_seal: bool) -> None:
         try:
             self.meta = fmt.read_meta(self._db)
             if self.meta["format"] != fmt.FORMAT:
                 raise LogDamagedError(f"log.db has format {self.meta['format']!r}, this release reads {fmt.FORMAT}")
+            if check_seal and self.meta.get("seal", seal := fmt.meta_seal(self.meta)) != seal:
+                raise AmnesiaError("what log.db says about itself is damaged: its checksum does not match")
             self.snapshot = fmt.mark_from(self.meta)
             self.generation = fmt.int_of(self.meta["state_gen"])
             self.cluster_id = fmt.bytes_of(self.meta["cluster_id"])
@@ -132,7 +141,7 @@ class LogStore:
             self.member_id = fmt.int_of(self.meta["member_id"])
             self.former = fmt.former_from(self.meta)
         except (KeyError, TypeError, ValueError) as exc:
-            raise LogDamagedError(f"log.db is incomplete: {exc!r}") from exc
+            raise AmnesiaError(f"log.db is incomplete: {exc!r}") from exc
         row = self._db.execute("SELECT term, vote, crc FROM hard").fetchone()
         if row is None or fmt.hard_crc(HardState(row[0], row[1])) != row[2]:
             raise AmnesiaError("the record of term and vote in log.db is damaged")
@@ -241,7 +250,7 @@ class LogStore:
                     tail = self._truncate(write.truncate_from)
                 if write.entries:
                     self._append(write.entries, tail)
-            fmt.write_meta(self._db, {"commit": writes[-1].commit})
+            fmt.write_commit(self._db, writes[-1].commit)
             self._db.execute("COMMIT")
         except sqlite3.Error as exc:
             raise self._failure(exc) from exc

@@ -75,8 +75,8 @@ def _open_state(directory: Path, path: Path, store: LogStore) -> Applier:
     """Open the state file; one that can't be read is discarded as one that failed its check is, and begun anew."""
     try:
         return Applier(path)
-    except sqlite3.DatabaseError as exc:
-        if not fmt.is_damage(exc):
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
+        if not (isinstance(exc, UnicodeDecodeError) or fmt.is_damage(exc)):
             raise
         mark_state_suspect(directory, f"{path.name} can't be opened: {exc}")
     _discard_if_suspect(directory, path, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sqlite3
 from pathlib import Path
@@ -83,6 +84,13 @@ def reopened(directory: Path) -> tuple[Entry, ...]:
         return store.durable_state(0).entries
     finally:
         store.close()
+
+
+def change_meta(directory: Path, sql: str, *parameters: int | bytes | str) -> None:
+    connection = sqlite3.connect(directory / "log.db")
+    assert connection.execute(sql, parameters).rowcount == 1
+    connection.commit()
+    connection.close()
 
 
 def crash(directory: Path, log: Log) -> Path:
@@ -255,8 +263,90 @@ def test_a_newer_format_and_an_empty_directory_are_refused(directory: Path, tmp_
     connection.close()
     with pytest.raises(LogDamagedError, match="format 2"):
         LogStore(directory)
+
+
+def test_a_log_that_is_no_database_any_more_is_amnesia(directory: Path) -> None:
     (directory / "log.db").write_bytes(b"garbage" * 1000)
-    with pytest.raises(LogDamagedError, match="can't be read"):
+    with pytest.raises(AmnesiaError, match="can't be read: file is not a database"):
+        LogStore(directory)
+
+
+@pytest.mark.parametrize("table", ["meta", "hard", "entries", "configs"])
+def test_a_damaged_page_of_the_log_is_amnesia(directory: Path, table: str) -> None:
+    path = directory / "log.db"
+    connection = sqlite3.connect(path)
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(AmnesiaError, match="can't be read: database disk image is malformed"):
+        LogStore(directory)
+
+
+def test_no_flipped_bit_of_the_log_is_left_to_an_operator(directory: Path) -> None:
+    """Each is amnesia, which mends itself, or hits bytes that mean nothing: never a member that just stays down."""
+    log = Log(directory)
+    log.grow(5)
+    log.store.close()
+    before = reopened(directory)
+    path = directory / "log.db"
+    content = path.read_bytes()
+    rng = random.Random(7)
+    amnesia = 0
+    for bit in [*range(0, 800, 7), *(rng.randrange(len(content) * 8) for _ in range(100))]:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert reopened(directory) == before
+        except AmnesiaError:
+            amnesia += 1
+    assert amnesia > 20
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY])
+def test_a_log_that_the_disk_does_not_give_is_no_amnesia(
+    directory: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_path: Path) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(fmt, "open_connection", fails)
+    with pytest.raises(LogDamagedError, match="can't be read: disk I/O error") as caught:
+        LogStore(directory)
+    assert not isinstance(caught.value, AmnesiaError)
+
+
+IDENTITIES = [("member_id", 3), ("epoch", 2), ("cluster_id", b"d" * 16), ("state_gen", 2), ("snap_config_idx", 1)]
+
+
+@pytest.mark.parametrize(("key", "value"), IDENTITIES)
+def test_a_changed_identity_is_amnesia(directory: Path, key: str, value: int | bytes) -> None:
+    change_meta(directory, "UPDATE meta SET value = ? WHERE key = ?", value, key)
+    with pytest.raises(AmnesiaError, match=r"what log\.db says about itself is damaged"):
+        LogStore(directory)
+
+
+def test_the_seal_of_an_identity_follows_every_change_that_is_meant(directory: Path) -> None:
+    log = Log(directory)
+    log.grow(5)  # with a new commit index, which the seal leaves out
+    log.store.compact(3)
+    log.store.begin_epoch(2, HardState(5, 0), after(log.store.last_chain, 7, 1, term=5), ())
+    log.store.install(SnapshotMark(9, 5, b"another!", OTHERS, 2), 2, keep_suffix=False)
+    log.store.close()
+    store = LogStore(directory)
+    assert (store.epoch, store.generation, store.snapshot.index) == (2, 2, 9)
+    store.close()
+
+
+def test_a_log_of_an_earlier_release_gets_its_seal_when_it_is_opened(directory: Path) -> None:
+    change_meta(directory, "DELETE FROM meta WHERE key = 'seal'")
+    LogStore(directory).close()
+    change_meta(directory, "UPDATE meta SET value = 3 WHERE key = 'member_id'")
+    with pytest.raises(AmnesiaError, match=r"what log\.db says about itself is damaged"):
         LogStore(directory)
 
 

@@ -117,6 +117,7 @@ class SwitchedConsensus:
             member_id=self.member_id,
             leader=1 if self.quorum else 0,
             applied=7,
+            age_ms=lambda _now_ms: 1234,
             configuration=self.configuration,
             peers=(),
             refused_by=self.refused_by,

@@ -13,6 +13,8 @@ from typing import Protocol
 from incus_actors.consensus.types import Configuration, Index, Member, MemberId, RaftRole, Term
 from incus_actors.model.transaction import Outcome, Transaction
 
+LEADER_FRESH_MS = 1000  #: a status is published more often than that, unless its thread hangs
+
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
@@ -55,8 +57,14 @@ class ConsensusStatus:
     fast_path_spent: int = 0  #: campaigns within the last minute for a broken link alone, of `fast_path_budget`
     fast_path_budget: int = 0
     disk_full: bool = False  #: log or state of this member wait for disk space
+    fresh_ms: int = 0  #: monotonic clock of this machine: when the state here was last as good as the leader's word
     sqlite_version: str = ""  #: of this member; with different ones, see CONSENSUS 3.11
     halted: str = ""  #: why this member decides nothing although its daemon runs, and what to do
+
+    def age_ms(self, now_ms: int) -> int:
+        """Return for how long nobody who leads has been heard: 0 on a leader that a quorum answers."""
+        age_ms = max(0, now_ms - self.fresh_ms)
+        return 0 if self.role is RaftRole.LEADER and age_ms < LEADER_FRESH_MS else age_ms
 
 
 @dataclass(frozen=True, slots=True)

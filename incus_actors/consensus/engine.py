@@ -69,6 +69,7 @@ class Engine:
         self._latency: dict[str, dict[str, float]] = {}
         self._latency_at_ms = 0
         self._tick_timer: asyncio.TimerHandle | None = None
+        self._opened_as_of_ms = 0
 
     # On the main thread
 
@@ -127,6 +128,9 @@ class Engine:
         settings, clock = self._settings, self._settings.clock
         loop = asyncio.get_running_loop()
         lane = settings.lane_factory()
+        # Before a leader is heard, the state is as old as the last entry in it.
+        last_ms = applier.position.timestamp_ms or clock.wall_ms()
+        self._opened_as_of_ms = clock.monotonic_ms() - max(0, clock.wall_ms() - last_ms)
 
         def receive(item: Incoming) -> None:
             driver.receive(item)
@@ -233,5 +237,5 @@ class Engine:
             self._latency_at_ms = now_ms + _LATENCY_EVERY_MS
             measured = {**driver.samples, **core.measured}
             self._latency = {name: samples.summary() for name, samples in measured.items()}
-        self.status = look(core, driver, durable, lane, self._latency, now_ms)
+        self.status = look(core, driver, durable, lane, self._latency, now_ms, self._opened_as_of_ms)
         return self.status

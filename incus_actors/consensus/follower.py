@@ -24,7 +24,7 @@ def accept_leader(node: Node, source: MemberId) -> bool:
     node.term_leader = source
     if node.role is not RaftRole.FOLLOWER or node.leader != source:
         node.become_follower(node.term, source, "leader_found")
-    node.leader_heard_ms = node.now
+    node.leader_heard_ms = node.leader_contact_ms = node.now
     node.heard_any_leader = True
     node.set_election_deadline(node.now + node.election_timeout_ms)
     return True

@@ -114,6 +114,7 @@ class Node:
         self.election_timeout_ms = self.draw_election_timeout()
         self.election_deadline_ms = now_ms + self.election_timeout_ms
         self.leader_heard_ms = -NEVER
+        self.leader_contact_ms = -NEVER  #: as leader_heard_ms, but stalls are not forgiven: how old the state may be
         self.heard_any_leader = False
         self.heir: MemberId = NOBODY
         self.wake_ms = NEVER

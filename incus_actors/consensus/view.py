@@ -12,6 +12,7 @@ from incus_actors.consensus.api import ConsensusStatus, PeerStatus
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.driver import Driver
 from incus_actors.consensus.lane import RaftLane
+from incus_actors.consensus.quorum import agreed
 from incus_actors.consensus.suspicion import BUDGET_PER_MINUTE
 from incus_actors.consensus.types import DurableState, MemberId
 
@@ -25,8 +26,10 @@ def look(
     lane: RaftLane,
     latency_ms: dict[str, dict[str, float]],
     now_ms: int,
+    opened_as_of_ms: int,
 ) -> ConsensusStatus:
-    """Return a status of this moment. `latency_ms` is made less often than the rest, by the caller."""
+    """Return a status of this moment. `latency_ms` is made less often than the rest, by the caller;
+    `opened_as_of_ms` is how fresh the state was when it was opened."""
     return ConsensusStatus(
         member_id=core.id,
         cluster_id=str(UUID(bytes=durable.cluster_id)),
@@ -50,6 +53,7 @@ def look(
         fast_path_spent=core.suspicion.spent(),
         fast_path_budget=BUDGET_PER_MINUTE,
         disk_full=driver.disk_full,
+        fresh_ms=max(opened_as_of_ms, _fresh_ms(core, now_ms)),
         sqlite_version=core.sqlite_version,
         halted=driver.halted,
     )
@@ -57,6 +61,16 @@ def look(
 
 def _told(free_kib: int) -> int:
     return -1 if free_kib == _NOT_TOLD else free_kib
+
+
+def _fresh_ms(core: Core, now_ms: int) -> int:
+    """Return when this member last heard who leads, or a quorum it itself. A leader without one is about to resign."""
+    if core.leadership is None:
+        return max(core.leader_contact_ms, core.led_until_ms)
+    if core.leadership.has_contact():
+        return now_ms
+    contacts = {member: progress.contact_ms for member, progress in core.leadership.progress.items()}
+    return agreed(core.voter_sets, {**contacts, core.id: now_ms})
 
 
 def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerStatus, ...]:

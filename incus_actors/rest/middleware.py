@@ -164,10 +164,9 @@ class Freshness:
                 return
 
     def _stale_headers(self) -> dict[str, str]:
-        headers = {STALE_HEADER: "true", INDEX_HEADER: str(self.consensus.status().applied)}
-        if self.confirmed_at:
-            headers[AGE_HEADER] = str(int((time.monotonic() - self.confirmed_at) * 1000))
-        return headers
+        status = self.consensus.status()
+        age_ms = status.age_ms(time.monotonic_ns() // 1_000_000)
+        return {STALE_HEADER: "true", INDEX_HEADER: str(status.applied), AGE_HEADER: str(age_ms)}
 
 
 def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) -> UnavailableError:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
+from incus_actors.clock import SystemClock
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
+from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import HardState, Limits
 from incus_actors.consensus.witness import Witness
 
 from .harness import World
-from .runtime_kit import Network, add, grown, insert, leading, stop_all, until
+from .runtime_kit import Network, add, applied, grown, insert, leading, stop_all, until
 
 
 def counted(world: World, member: int, name: str) -> dict[str, int]:
@@ -75,6 +78,7 @@ async def test_a_leader_shows_disks_windows_and_snapshots(tmp_path: Path) -> Non
         await until(lambda: leader.status().first > 50)
         await add(tmp_path, network, runtimes, 3, limits=limits)
         await until(lambda: runtimes[3].status().counters.get("snapshots_received") == 1)
+        await until(lambda: "snapshot_bytes_sent" in leader.status().counters)  # published a little later
         sent = leader.status().counters["snapshot_bytes_sent"]
         got = runtimes[3].status().counters["snapshot_bytes_received"]
         assert sent >= got > 0
@@ -92,4 +96,33 @@ async def test_a_leader_shows_disks_windows_and_snapshots(tmp_path: Path) -> Non
         await until(lambda: any(peer.in_flight for peer in leader.status().peers if peer.id == 3))
     finally:
         network.cut.clear()
+        await stop_all(runtimes)
+
+
+def age_ms(runtime: ConsensusRuntime) -> int:
+    return runtime.status().age_ms(SystemClock().monotonic_ms())
+
+
+async def test_how_old_the_state_may_be_is_known_without_a_single_read(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network)
+    try:
+        leader = leading(runtimes)
+        left = next(runtime for runtime in runtimes.values() if runtime is not leader)
+        written_ms = SystemClock().monotonic_ms()
+        await applied(leader, insert(1))
+        await asyncio.sleep(1.2)
+        assert age_ms(leader) == 0
+        assert age_ms(left) < 1000, "idle, but it hears its leader"
+        member = runtimes.pop(left.member_id).member_id
+        await stop_all(runtimes)
+        stopped_ms = SystemClock().monotonic_ms()
+        await until(lambda: age_ms(left) > 600)
+        assert age_ms(left) <= SystemClock().monotonic_ms() - stopped_ms + 1000
+        await left.stop()
+        left = runtimes[member] = ConsensusRuntime(tmp_path / str(member), network.lane, realtime=False)
+        await left.start()
+        now_ms = SystemClock().monotonic_ms()
+        assert now_ms - stopped_ms <= age_ms(left) <= now_ms - written_ms + 1000, "as old as its last entry"
+    finally:
         await stop_all(runtimes)

@@ -1,8 +1,9 @@
 """Latency and throughput at the consensus interface: three member processes, CURVE, real disks.
 
-Run `python benchmarks/consensus.py [--seconds 5] [--others] [--json FILE]`. Each member is a process of its own; the
-clients of a row run inside the member that is measured, in a closed loop, as services do. `--others` adds etcd and
-PySyncObj in the same run (consensus_others.py says what is comparable).
+Run `python benchmarks/consensus.py [--seconds 2] [--repetitions 5] [--others] [--json FILE]`. Each member is a process of its
+own; the clients of a row run inside the member that is measured, in a closed loop, as services do. `--others` adds etcd and
+PySyncObj, in turn with ours (consensus_others.py says what is comparable). Told are medians and ranges over the repetitions,
+with the load and the speed of the disk before each.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from repetitions import Row, System, percentiles, repeated
+
 from incus_actors.consensus.bootstrap import create_joiner, create_standalone
 from incus_actors.consensus.configuration import decode_configuration, encode_configuration
 from incus_actors.consensus.runtime import ConsensusRuntime
@@ -33,17 +36,7 @@ TABLE = "CREATE TABLE kv (key INTEGER PRIMARY KEY, value BLOB) STRICT"
 PUT = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 KEYS = 10_000
 VALUE = b"v" * 200
-
-
-def percentiles(values: list[float]) -> dict[str, float]:
-    """Return p50, p99 and max of milliseconds."""
-    ordered = sorted(values)
-    count = len(ordered)
-    return {
-        "p50_ms": round(ordered[count // 2], 3),
-        "p99_ms": round(ordered[min(count - 1, count * 99 // 100)], 3),
-        "max_ms": round(ordered[-1], 3),
-    }
+WHERE = Path("/var/tmp")  # not a tmpfs: syncs must be real
 
 
 async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: float) -> dict[str, Any]:
@@ -65,7 +58,7 @@ async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: f
 
     begin = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return summary(took, time.perf_counter() - begin)
+    return {**summary(took, time.perf_counter() - begin), "count": len(took)}
 
 
 def summary(took_ms: list[float], seconds: float) -> dict[str, Any]:
@@ -113,6 +106,10 @@ class Commands:
     async def measure(self, what: str, clients: int, seconds: float) -> dict[str, Any]:
         """Run a closed loop."""
         return await measure(self._runtime, what, clients, seconds)
+
+    async def cpu(self) -> float:
+        """Return the seconds of CPU that this process has used."""
+        return time.process_time()
 
     async def fill(self, first: int, keys: int, size: int) -> None:
         """Write so many keys, of so many bytes each, 64 at a time."""
@@ -185,7 +182,7 @@ class Process:
 def processes() -> Iterator[list[Process]]:
     """Give three members that are no cluster yet; the first is a cluster of its own."""
     base = 21000 + secrets.randbelow(2000) * 4
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as root:  # not a tmpfs: syncs must be real
+    with tempfile.TemporaryDirectory(dir=WHERE) as root:
         members = [Process(Path(root), number, base + 4 * number) for number in (1, 2, 3)]
         try:
             members[0].ask("create")
@@ -213,10 +210,10 @@ def run(seconds: float) -> list[dict[str, Any]]:
     """Return the rows of the table."""
     rows: list[dict[str, Any]] = []
     with processes() as members:
-        rows += measured(members[0], "one member", seconds)
+        rows += measured(members, members[0], "one member", seconds)
         make_cluster(members)
-        rows += measured(members[0], "leader of three", seconds)
-        rows += measured(members[1], "follower of three", seconds)
+        rows += measured(members, members[0], "leader of three", seconds)
+        rows += measured(members, members[1], "follower of three", seconds)
     return rows
 
 
@@ -245,12 +242,15 @@ def long(writes: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(process: Process, where: str, seconds: float) -> list[dict[str, Any]]:
-    """Measure one member with 1, 8 and 64 clients."""
+def measured(members: list[Process], process: Process, where: str, seconds: float) -> list[Row]:
+    """Measure one member with 1, 8 and 64 clients; CPU is that of all members, with the clients' in it."""
     rows = []
     for what in ("write", "read"):
         for clients in (1, 8, 64):
+            before = sum(each.ask("cpu") for each in members)
             answer = process.ask("measure", what=what, clients=clients, seconds=seconds)
+            spent = sum(each.ask("cpu") for each in members) - before
+            answer["cpu_s_per_1000"] = round(1000 * spent / answer.pop("count"), 3)
             rows.append({"where": where, "what": what, "clients": clients, **answer})
             show(rows[-1])
     return rows
@@ -258,35 +258,46 @@ def measured(process: Process, where: str, seconds: float) -> list[dict[str, Any
 
 def show(row: dict[str, Any]) -> None:
     """Print one row."""
-    text = "{where:19} {what:6} {clients:3} clients {per_second:6}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms"
+    text = "{where:19} {what:6} {clients:3} clients {per_second:8}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms  p99.9 {p999_ms:7} ms"
+    if "cpu_s_per_1000" in row:
+        text += "  {cpu_s_per_1000:6} s of CPU for 1000"
+    if "range" in row:
+        text += "  ({range[per_second][0]} to {range[per_second][1]}/s)"
     print(text.format(**row), flush=True)
 
 
-def others(seconds: float) -> list[dict[str, Any]]:
-    """Measure etcd and PySyncObj; say which are not here."""
+def others(seconds: float) -> list[System]:
+    """Return etcd and PySyncObj; say which are not here."""
     import consensus_others as them
 
-    rows: list[dict[str, Any]] = []
-    systems: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
-        (them.etcd_missing(), lambda: them.etcd_rows(seconds, summary)),
-        (them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=False)),
-        (them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=True)),
+    systems: list[tuple[str, str, Callable[[], list[Row]]]] = [
+        ("etcd", them.etcd_missing(), lambda: them.etcd_rows(seconds, summary)),
+        ("PySyncObj", them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=False)),
+        ("PySyncObj, synced", them.pysyncobj_missing(), lambda: them.pysyncobj_rows(seconds, summary, synced=True)),
     ]
-    for missing, measure_it in systems:
+    for name, missing, _ in systems:
         if missing:
-            print(f"not measured: {missing}")
-            continue
-        found = measure_it()
-        for row in found:
+            print(f"{name} is not measured: {missing}")
+    return [(name, shown(measure_it)) for name, missing, measure_it in systems if not missing]
+
+
+def shown(measure_it: Callable[[], list[Row]]) -> Callable[[], list[Row]]:
+    """Print rows as soon as they are there."""
+
+    def call() -> list[Row]:
+        rows = measure_it()
+        for row in rows:
             show(row)
-        rows += found
-    return rows
+        return rows
+
+    return call
 
 
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each row")
+    parser.add_argument("--repetitions", type=int, default=5, help="of everything; systems take turns")
     parser.add_argument("--others", action="store_true", help="etcd and PySyncObj too")
     parser.add_argument("--long", type=int, metavar="N", help="only: N writes, and how large the logs get")
     parser.add_argument("--json", type=Path)
@@ -296,11 +307,18 @@ def main() -> None:
     if arguments.member is not None:
         asyncio.run(member(arguments.member, arguments.port))
         return
-    rows = long(arguments.long) if arguments.long else run(arguments.seconds)
-    if arguments.others:
-        rows += others(arguments.seconds)
+    if arguments.long:
+        rows, conditions = long(arguments.long), list[Row]()
+    else:
+        systems: list[System] = [("incus_actors", lambda: run(arguments.seconds))]
+        if arguments.others:
+            systems += others(arguments.seconds)
+        rows, conditions = repeated(systems, arguments.repetitions, WHERE)
+        print(f"-- medians of {arguments.repetitions}, and the range of what was done in a second")
+        for row in rows:
+            show(row)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        arguments.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

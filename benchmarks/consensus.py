@@ -132,6 +132,7 @@ class Commands:
             "applied": status.applied,
             "log_bytes": sum(size for name, size in sizes.items() if name.startswith("log.")),
             "state_bytes": sum(size for name, size in sizes.items() if name.startswith("global-")),
+            "answers": self._runtime.database.scalar("SELECT COUNT(*) FROM _sessions"),
         }
 
 
@@ -218,7 +219,7 @@ def run(seconds: float) -> list[dict[str, Any]]:
 
 
 def long(writes: int) -> list[dict[str, Any]]:
-    """Write so many times and tell how large the logs get meanwhile."""
+    """Write so many times and tell how large logs and states get meanwhile, and how many answers are kept."""
     rows: list[dict[str, Any]] = []
     with processes() as members:
         make_cluster(members)
@@ -232,13 +233,12 @@ def long(writes: int) -> list[dict[str, Any]]:
                 "seconds": round(time.perf_counter() - begin),
                 "entries_kept": [log["last"] - log["first"] + 1 for log in logs],
                 "log_mib": [round(log["log_bytes"] / 2**20, 1) for log in logs],
+                "state_mib": [round(log["state_bytes"] / 2**20, 1) for log in logs],
+                "answers": [log["answers"] for log in logs],
             }
             rows.append(row)
-            print(
-                "{writes:8} writes after {seconds:4} s: {entries_kept} entries kept, logs of {log_mib} MiB".format(
-                    **row
-                )
-            )
+            text = "{writes:8} writes after {seconds:4} s: {entries_kept} entries kept, logs of {log_mib} MiB, "
+            print((text + "states of {state_mib} MiB with {answers} answers").format(**row), flush=True)
     return rows
 
 
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row")
     parser.add_argument("--repetitions", type=int, default=5, help="of everything; systems take turns")
     parser.add_argument("--others", action="store_true", help="etcd and PySyncObj too")
-    parser.add_argument("--long", type=int, metavar="N", help="only: N writes, and how large the logs get")
+    parser.add_argument("--long", type=int, metavar="N", help="only: N writes, and how large files get")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)

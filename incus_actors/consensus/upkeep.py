@@ -22,6 +22,7 @@ from incus_actors.state.reader import Reader
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
+PAUSE_S = 0.1  #: between two portions to forget: the writes of others go on
 CHECK_EVERY_MS = 24 * 3600 * 1000
 
 
@@ -43,19 +44,40 @@ class Upkeep:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                await self.expire_sessions()
+                await self.forget_due()
                 await self.check_if_due()
             except UnavailableError as exc:
                 log.info("upkeep of the database is put off: %s", exc)
 
-    async def expire_sessions(self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT) -> int:
-        """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`; return how
-        many. Raises UnavailableError."""
+    async def forget_due(
+        self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT, portion: int = sessions.PORTION
+    ) -> None:
+        """Expire sessions until nothing is due: under load more come between two looks than one portion has.
+
+        A portion that is not full was the last; to go on until none is due would never end, for each adds its own
+        answer. Raises UnavailableError.
+        """
+        while True:
+            forgotten = await self.expire_sessions(life_ms=life_ms, limit=limit, portion=portion)
+            if forgotten < portion:
+                return
+            await asyncio.sleep(PAUSE_S)
+
+    async def expire_sessions(
+        self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT, portion: int = sessions.PORTION
+    ) -> int:
+        """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`, at most about
+        `portion` of them; return how many. Raises UnavailableError."""
         status = self._status()
         if status.role is not RaftRole.LEADER:
             return 0
         cutoff_ms = sessions.expiry_cutoff(
-            self._database, now_ms=self._clock.wall_ms(), applied=status.applied, life_ms=life_ms, limit=limit
+            self._database,
+            now_ms=self._clock.wall_ms(),
+            applied=status.applied,
+            life_ms=life_ms,
+            limit=limit,
+            portion=portion,
         )
         if cutoff_ms is None:
             return 0

@@ -262,6 +262,8 @@ class Driver:
         self.samples["log_wait"].add(done.waited_ms)
         self.samples["log_write"].add(done.took_ms)
         self.samples["log_batch"].add(float(done.writes))
+        if done.witness_lagged:
+            self.counters["witness_lagged"] = done.witness_lagged
         self._confirmed_id = done.write_id
         released: list[fx.WriteLog] = []
         while self._writes and self._writes[0].write_id <= done.write_id:

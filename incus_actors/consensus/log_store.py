@@ -29,7 +29,7 @@ from incus_actors.consensus.types import (
     SnapshotMark,
     chain_hash,
 )
-from incus_actors.consensus.witness import Witness
+from incus_actors.consensus.witness import Witness, is_no_space
 
 
 class LogError(Exception):
@@ -282,11 +282,22 @@ class LogStore:
         if lowest < self._witness.last.index:
             chain = self._chain_at(lowest)
             if chain is not None:
-                self._witness.write(lowest, chain, self._witness.last.hard, _wall_ms(), sync=True)
+                self._testify_to_less(lowest, chain, self._witness.last.hard)
+
+    def _testify_to_less(self, index: Index, chain: bytes, hard: HardState) -> None:
+        """Lower the witness durably; nothing may be dropped before. Raises LogFullError, OSError."""
+        if self._witness is None:
+            return
+        try:
+            self._witness.write(index, chain, hard, _wall_ms(), sync=True)
+        except OSError as exc:
+            if is_no_space(exc):
+                raise LogFullError(f"{fmt.WITNESS_NAME}: {exc}") from exc
+            raise
 
     def _testify(self) -> None:
         if self._witness is not None:
-            self._witness.write(self._tail.index, self._tail.chain, self.hard, _wall_ms())
+            self._witness.testify(self._tail.index, self._tail.chain, self.hard, _wall_ms())
 
     def _failure(self, error: sqlite3.Error) -> LogError:
         """Roll back; tell the two kinds of failure apart, and remember the bad one."""
@@ -310,9 +321,15 @@ class LogStore:
         return 0 if witness is None else max(0, self._tail.index - witness.synced_index)
 
     def sync_witness(self) -> None:
-        """Make the witness survive a power cut; every few seconds."""
+        """Make the witness survive a power cut; every few seconds. Raises OSError."""
         if self._witness is not None:
+            if self._witness.behind:
+                self._testify()
             self._witness.sync()
+
+    def witness_lagged(self) -> int:
+        """Return how often the witness could not follow for want of space."""
+        return 0 if self._witness is None else self._witness.lagged
 
     def wal_bytes(self) -> int:
         """Return the size of the write-ahead log file."""
@@ -359,9 +376,9 @@ class LogStore:
         row = self._db.execute("SELECT term, chain FROM entries WHERE idx = ?", (mark.index,)).fetchone()
         keep = keep_suffix and row is not None and (row[0], bytes(row[1])) == (mark.term, mark.chain)
         which = f"WHERE idx <= {mark.index}" if keep else ""
-        if not keep and self._witness is not None:
+        if not keep:
             # What is dropped must not be testified to; the old begin of the log is true before and after.
-            self._witness.write(self.snapshot.index, self.snapshot.chain, self.hard, _wall_ms(), sync=True)
+            self._testify_to_less(self.snapshot.index, self.snapshot.chain, self.hard)
         self._switch(mark, {"state_gen": generation}, f"DELETE FROM entries {which}", f"DELETE FROM configs {which}")
         self.generation = generation
         if not keep:
@@ -413,16 +430,18 @@ class LogStore:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Release files and the lock."""
-        if self._witness is not None:
-            self._witness.close()
+        """Release files and the lock. Raises OSError if the witness can't be synced; they are released then too."""
+        try:
+            if self._witness is not None:
+                self._witness.close()
+        finally:
             self._witness = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
 
 def _wall_ms() -> int:

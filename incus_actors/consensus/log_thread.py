@@ -38,6 +38,7 @@ class LogDone:
     writes: int
     waited_ms: float  #: from submission of the first write of the batch to its begin
     took_ms: float  #: transaction and sync
+    witness_lagged: int = 0  #: how often the witness could not follow for want of space, since the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ class LogThread:
                 self._run_job(item)
             else:
                 batch, carried, running = self._gather(item)
-                self._commit(batch)
+                if not self._commit(batch):
+                    return
                 if carried is not None:
                     self._run_job(carried)
                 self._checkpoint()
@@ -156,7 +158,9 @@ class LogThread:
             size += sum(len(e.body) for e in item.write.entries)
         return batch, None, True
 
-    def _commit(self, batch: list[_Submitted]) -> None:
+    def _commit(self, batch: list[_Submitted]) -> bool:
+        """Write a batch, waiting for disk space as long as it takes. False when told to stop meanwhile: what is
+        behind it can't be written without it."""
         writes = [item.write for item in batch]
         started = time.monotonic_ns()
         attempt = 0
@@ -168,16 +172,17 @@ class LogThread:
                     self._post(LogTrouble(writes[0].write_id, "full", str(exc)))
                     (self._store.directory / BALLAST_NAME).unlink(missing_ok=True)
                 if self._stopping.wait(FULL_RETRY_S[min(attempt, len(FULL_RETRY_S) - 1)]):
-                    return
+                    return False
                 attempt += 1
             except (LogError, OSError) as exc:
                 self._fail(writes[0].write_id, exc)
-                return
+                return True
             else:
                 break
         ended = time.monotonic_ns()
         waited_ms, took_ms = (started - batch[0].at_ns) / 1e6, (ended - started) / 1e6
-        self._post(LogDone(writes[-1].write_id, len(writes), waited_ms, took_ms))
+        self._post(LogDone(writes[-1].write_id, len(writes), waited_ms, took_ms, self._store.witness_lagged()))
+        return True
 
     def _run_job(self, job: _Job) -> None:
         try:

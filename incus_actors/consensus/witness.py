@@ -7,6 +7,7 @@ durable, and lowered, durably, before a truncation.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -52,6 +53,11 @@ def _unpack(slot: bytes) -> Testimony | None:
     return Testimony(index, chain, HardState(term, vote), wall_ms, sequence)
 
 
+def is_no_space(error: OSError) -> bool:
+    """Whether this failed for want of space: also writing over what is there can, where that takes new blocks."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class Witness:
     """The open file. Raises OSError."""
 
@@ -63,27 +69,64 @@ class Witness:
         self.last: Testimony | None = max(found, key=lambda slot: slot.sequence, default=None)
         self.synced_index = self.last.index if self.last is not None else 0  #: known after a power cut
         self._dirty = False
+        self._unsure = False  #: whether the last sync failed
+        self.behind = False  #: whether the latest testimony could not be written, or not be made to last
+        self.lagged = 0  #: how often
 
     def write(self, index: Index, chain: bytes, hard: HardState, wall_ms: int, *, sync: bool = False) -> None:
-        """Testify in the older slot; survives the death of this process, and with `sync` a power cut."""
+        """Testify in the older slot; survives the death of this process, and with `sync` a power cut. Raises
+        OSError; the latest testimony is then still the one before."""
         sequence = 1 if self.last is None else self.last.sequence + 1
         testimony = Testimony(index, chain, hard, wall_ms, sequence)
-        os.pwrite(self._descriptor, _pack(testimony), (sequence % 2) * _SIZE)
-        self.last = testimony
+        self._put(testimony)
         self._dirty = True
         if sync:
-            self.sync()
+            self._sync()
+            self.synced_index = index
+        self.last = testimony
+
+    def testify(self, index: Index, chain: bytes, hard: HardState, wall_ms: int) -> None:
+        """Write what is durable in the log. Without space the witness lags, as it may, until the next time. Raises
+        OSError for anything else."""
+        try:
+            self.write(index, chain, hard, wall_ms)
+        except OSError as exc:
+            self._lag(exc)
+        else:
+            self.behind = False
 
     def sync(self) -> None:
-        """Make the latest testimony survive a power cut; cheap when nothing is new."""
-        if self._dirty:
-            os.fsync(self._descriptor)
-            self._dirty = False
+        """Make the latest testimony survive a power cut; cheap when nothing is new. Raises OSError as `testify`."""
+        try:
+            self._sync()
+        except OSError as exc:
+            self._lag(exc)
+        else:
             self.synced_index = self.last.index if self.last is not None else 0
 
+    def _put(self, testimony: Testimony) -> None:
+        os.pwrite(self._descriptor, _pack(testimony), (testimony.sequence % 2) * _SIZE)
+
+    def _sync(self) -> None:
+        if not self._dirty:
+            return
+        if self._unsure and self.last is not None:
+            self._put(self.last)  # after a sync that failed the system takes the page for clean
+        self._unsure = True
+        os.fsync(self._descriptor)
+        self._dirty = self._unsure = False
+
+    def _lag(self, error: OSError) -> None:
+        if not is_no_space(error):
+            raise error
+        self.behind = True
+        self.lagged += 1
+
     def close(self) -> None:
-        """Sync and release the file."""
+        """Sync and release the file. Raises OSError as `testify`."""
         if self._descriptor >= 0:
-            self.sync()
-            os.close(self._descriptor)
-            self._descriptor = -1
+            try:
+                self.sync()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -38,6 +40,7 @@ from incus_actors.consensus.types import (
     SnapshotMark,
     chain_hash,
 )
+from incus_actors.consensus.witness import Witness
 
 OTHERS = Configuration((Member(1, "a", Role.VOTER),))
 
@@ -95,10 +98,15 @@ def change_meta(directory: Path, sql: str, *parameters: int | bytes | str) -> No
 
 def crash(directory: Path, log: Log) -> Path:
     """What a killed process leaves: the files as they are, without a clean close."""
+    copy = crash_image(directory)
+    log.store.close()
+    return copy
+
+
+def crash_image(directory: Path) -> Path:
     copy = directory.with_name("crashed")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(directory, copy)
-    log.store.close()
     return copy
 
 
@@ -184,6 +192,94 @@ def test_a_vote_that_was_rolled_back_is_noticed(directory: Path) -> None:
         file.truncate(short)
     with pytest.raises(AmnesiaError, match="term 5, but 6 was durable once"):
         LogStore(copy)
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_witness_without_space_lags_until_there_is_some(
+    directory: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing in place takes new blocks on some file systems. The batch is durable by then, so it counts."""
+    log = Log(directory)
+    log.grow(1)
+    log.store.sync_witness()
+    monkeypatch.setattr(os, call, no_space)
+    log.grow(3)
+    log.store.sync_witness()
+    assert log.store.witness_lagged() > 0
+    assert not log.store.failed
+    lagging = crash_image(directory)
+    assert len(reopened(lagging)) == 5
+    monkeypatch.undo()
+    log.store.sync_witness()
+    copy = crash(directory, log)
+    witness = Witness(copy / fmt.WITNESS_NAME)
+    assert witness.last is not None
+    assert witness.last.index == 5
+    witness.close()
+
+
+def test_a_sync_of_the_witness_that_failed_is_not_believed_the_next_time(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed fsync the page counts as clean: the next fsync alone would say "done" without writing it."""
+    log = Log(directory)
+    log.grow(1)
+    monkeypatch.setattr(os, "fsync", no_space)
+    log.store.sync_witness()
+    monkeypatch.undo()
+    calls: list[str] = []
+    pwrite, fsync = os.pwrite, os.fsync
+    monkeypatch.setattr(os, "pwrite", lambda *given: calls.append("pwrite") or pwrite(*given))
+    monkeypatch.setattr(os, "fsync", lambda *given: calls.append("fsync") or fsync(*given))
+    log.store.sync_witness()
+    assert "pwrite" in calls
+    assert calls[-1] == "fsync"
+    log.store.close()
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_truncation_waits_until_the_witness_is_lowered(
+    directory: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(directory)
+    log.grow(10)
+    kept = log.entries[4]
+    new = after(kept.chain, 6, 2, term=2)
+    monkeypatch.setattr(os, call, no_space)
+    for _ in range(2):
+        with pytest.raises(LogFullError, match=r"tail\.wit"):
+            log.write(*new, truncate=6, hard=HardState(2, 0))
+    mark = SnapshotMark(4, 1, b"another!", OTHERS, 2)
+    with pytest.raises(LogFullError, match=r"tail\.wit"):
+        log.store.install(mark, 2, keep_suffix=False)
+    assert not log.store.failed
+    assert len(reopened(crash_image(directory))) == 11
+    monkeypatch.undo()
+    log.write(*new, truncate=6, hard=HardState(2, 0))
+    copy = crash(directory, log)
+    assert [e.term for e in reopened(copy)] == [1, 1, 1, 1, 1, 2, 2]
+
+
+def test_a_witness_that_fails_otherwise_stops_everything(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log = Log(directory)
+    monkeypatch.setattr(os, "pwrite", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        log.grow(1)
+    assert log.store.witness_lagged() == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", fails)
+    log.store._testify()
+    with pytest.raises(OSError, match="Input/output error"):
+        log.store.close()
+    monkeypatch.undo()
+    LogStore(directory).close()  # it was released all the same
 
 
 @pytest.mark.parametrize(

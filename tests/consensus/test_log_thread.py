@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Queue
@@ -42,6 +43,9 @@ class Disk(LogStore):
 
     def sync_witness(self) -> None:
         pass
+
+    def witness_lagged(self) -> int:
+        return 0
 
 
 class Rig:
@@ -121,6 +125,32 @@ def test_a_full_disk_is_retried_in_order_and_the_ballast_given_up(tmp_path: Path
     rig.thread.stop()
     assert [n for batch in rig.disk.batches for n in batch] == [1, 2]
     assert not (tmp_path / BALLAST_NAME).exists()
+
+
+def test_a_stop_while_the_disk_is_full_writes_nothing_behind_what_it_gave_up(tmp_path: Path) -> None:
+    """Space comes back in that moment: the next batch would not follow what is in the log."""
+    rig = Rig(tmp_path)
+    rig.disk.errors = [LogFullError("no space")]
+    ran: list[LogStore] = []
+
+    def job(store: LogStore) -> Callable[[], None]:
+        ran.append(store)
+        return lambda: None
+
+    rig.disk.gate.clear()
+    rig.submit(1)
+    while rig.thread.depth():
+        time.sleep(0.001)  # it has the first; what follows is another batch
+    rig.submit(2)
+    rig.thread.run_job(job)
+    rig.submit(3)
+    rig.thread._stopping.set()
+    rig.disk.gate.set()
+    rig.thread.stop()
+    assert rig.next() == LogTrouble(1, "full", "no space")
+    assert rig.posted.empty()
+    assert (rig.disk.batches, ran) == ([], [])
+    assert not (tmp_path / SUSPECT_NAME).exists()
 
 
 def test_a_checkpoint_that_finds_no_space_is_no_failure(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ class Progress:
         "next",
         "read_sequence",
         "retry_ms",
+        "round_began_ms",
+        "round_goal",
+        "round_ms",
         "round_trip_ms",
         "sequence",
         "snapshot",
@@ -95,6 +98,9 @@ class Progress:
         self.links: tuple[MemberId, ...] = ()
         self.round_trip_ms = 0.0
         self.caught_up_rounds = 0
+        self.round_goal: Index = 0  #: a catch-up round is under way: to where the log ended when it began
+        self.round_began_ms = 0
+        self.round_ms = 0  #: how long the last one took
         self.retry_ms = 0  #: do not send entries before (full disk, failed snapshot)
         self.snapshot: SnapshotSending | None = None
         self.leaving_until_ms = 0  #: removed from the configuration, still told about it until then
@@ -136,6 +142,7 @@ class Progress:
         self.in_flight_bytes += size
         if self.state is ProgressState.REPLICATE:
             self.next = last + 1
+        self.count_round(last, now_ms)
         return self.sequence
 
     def acknowledged(self, match: Index, sequence: int) -> bool:
@@ -163,6 +170,18 @@ class Progress:
     def silent_since_ms(self) -> int:
         """Return since when nothing has come back: from its last answer, or the last Append that has none yet."""
         return max(self.contact_ms, self.in_flight[-1].sent_ms) if self.in_flight else self.contact_ms
+
+    def count_round(self, last: Index, now_ms: int) -> None:
+        """End the catch-up round that has come to its goal; begin one if the member lacks something of a log that
+        ends at `last`. (Section 4.2.1 of Ongaro's dissertation; here they go on for as long as entries come.)"""
+        if self.round_goal and self.match >= self.round_goal:
+            self.round_ms, self.round_goal = now_ms - self.round_began_ms, 0
+        if not self.round_goal and self.match < last:
+            self.round_goal, self.round_began_ms = last, now_ms
+
+    def catch_up_ms(self, now_ms: int) -> int:
+        """Return how long the last catch-up round took, or the present one so far if that is more."""
+        return max(self.round_ms, now_ms - self.round_began_ms) if self.round_goal else self.round_ms
 
     def heard(self, now_ms: int) -> None:
         """The member has answered something in this term."""

@@ -112,6 +112,7 @@ def _on_match(node: Node, progress: Progress, match: Index, sequence: int) -> No
         node.fatal(f"member {progress.id} acknowledges {match}, our log ends at {node.log.last}")
         return
     gained = progress.acknowledged(match, sequence)
+    progress.count_round(node.log.last, node.now)
     if node.leadership is not None and match >= node.leadership.accusers.get(progress.id, match + 1):
         del node.leadership.accusers[progress.id]
     if progress.state is ProgressState.PROBE or _needs_no_snapshot(node, progress):
@@ -190,6 +191,7 @@ def on_heartbeat_response(node: Node, progress: Progress, message: HeartbeatResp
     progress.round_trip_ms = float(max(0, node.now - message.sent_ms))
     leadership.rounds.acknowledged(progress, message.read_sequence)
     leadership.compare_digest(progress, message)
+    progress.count_round(node.log.last, node.now)
     near = progress.match + CAUGHT_UP_ENTRIES >= node.commit
     progress.caught_up_rounds = progress.caught_up_rounds + 1 if near else 0
     if progress.state is ProgressState.SNAPSHOT:

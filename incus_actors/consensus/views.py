@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from incus_actors.consensus.node import Node
 from incus_actors.consensus.policy import MemberHealth
+from incus_actors.consensus.progress import Progress
 from incus_actors.consensus.types import Index, MemberId
 
 
@@ -47,10 +48,20 @@ def peers(node: Node) -> tuple[PeerView, ...]:
             len(progress.in_flight),
             progress.applied,
             progress.free_kib,
-            progress.caught_up_rounds >= CAUGHT_UP_ROUNDS,
+            caught_up(node, progress),
             node.link_up(progress.id),
         )
         for progress in node.leadership.progress.values()
+    )
+
+
+def caught_up(node: Node, progress: Progress) -> bool:
+    """Return whether a member may be made a voter (CONSENSUS 3.9): near the end of the log for some heartbeats, and
+    its last catch-up round took less than the shortest election timeout."""
+    return (
+        progress.caught_up_rounds >= CAUGHT_UP_ROUNDS
+        and not progress.excluded
+        and progress.catch_up_ms(node.now) < node.timing.election_min_ms
     )
 
 

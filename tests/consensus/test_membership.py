@@ -314,3 +314,39 @@ def test_a_member_that_has_left_for_good_does_not_campaign() -> None:
     world.isolate(3)
     world.run(3000)
     assert world.cores[3].role is RaftRole.FOLLOWER
+
+
+def test_who_catches_up_too_slowly_is_no_candidate_for_a_vote() -> None:
+    world = World(2, roles={2: Role.STANDBY})
+    world.elect(1)
+
+    def ready() -> bool:
+        known = world.cores[1].health()[2]
+        assert known.lag <= 1, "always near the end: only the time that it takes is at stake"
+        return known.caught_up
+
+    world.run(3 * world.timing.heartbeat_standby_ms)
+    assert ready()
+    world.slow_disks.add(2)
+    world.propose(1, 1)
+    world.run(world.timing.election_min_ms - 10)
+    assert ready()
+    world.run(20)
+    assert not ready(), "this round takes too long already"
+    world.complete(2)
+    world.settle()
+    assert not ready(), "it took too long"
+    world.slow_disks.clear()
+    world.propose(1, 2)
+    world.run(20)
+    assert ready(), "the last round was a quick one"
+
+
+def test_who_was_told_to_go_is_no_candidate_for_a_vote() -> None:
+    world = World(2, roles={2: Role.STANDBY})
+    core = world.elect(1)
+    world.run(1000)
+    assert core.health()[2].caught_up
+    assert core.leadership is not None
+    core.leadership.progress[2].excluded = "corrupt"
+    assert not core.health()[2].caught_up

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -29,9 +29,9 @@ from incus_actors.actors.leader_messages import (
 )
 from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
-from incus_actors.consensus.api import Consensus, ConsensusStatus
+from incus_actors.consensus.api import Consensus
 from incus_actors.consensus.configuration import encode_configuration
-from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan
+from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, swapped, voter_ids, without
 from incus_actors.consensus.types import Configuration, Member, RaftRole, Role
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.domain import transactions_members as members_tx
@@ -51,7 +51,7 @@ TICK_S = 1.0
 PENDING_GRACE_S = 120.0  #: a join without any sign of life for this long is undone
 ORPHAN_GRACE_S = 3600.0  #: an interactive join has this long between using its token and joining
 CHANGE_DEADLINE_S = 15.0
-CAUGHT_UP_ENTRIES = 64  #: CONSENSUS 3.9
+READY_WITHIN_S = 2.0  #: an heir may need this long to show that it is up to date
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -193,7 +193,7 @@ class LeaderActor(Actor):
             raise UnavailableError(f"Member {wish.name} can't be replaced now: {outcome.label or outcome.error}")
         member_id = cluster_tx.accepted_id(outcome)
         added = Member(member_id, wish.transport, Role.SPARE, found.failure_domain)
-        target = await self._change(lambda members: (*self._with_rows(members), added))
+        target = await self._change(lambda members: self._swapped(members, found.id, added))
         tools.heartbeats.watch(member_id)
         status = tools.consensus.status()
         known = status.configuration if member_id in status.configuration.members() else Configuration(target)
@@ -229,14 +229,13 @@ class LeaderActor(Actor):
         log.info("member %d has moved", wish.member_id)
 
     async def _remove_raft_node(self, member_id: int) -> None:
-        """The voters that are left get back to their wanted number by `_roles`."""
         if member_id == self._tools.consensus.member_id:
             await self._hand_over()
             raise UnavailableError("The leader hands over before it leaves; ask again")
 
         def without(members: tuple[Member, ...]) -> tuple[Member, ...]:
-            left = tuple(member for member in members if member.id != member_id)
-            if not _voters(left):
+            left = self._without(members, {member_id})
+            if not voter_ids(left):
                 raise ConflictError("The last voter of the database can't be removed")
             return left
 
@@ -247,20 +246,39 @@ class LeaderActor(Actor):
         """Give leadership away; with nobody else to vote (two members) the other one gets a vote first."""
         consensus = self._tools.consensus
         status = consensus.status()
-        if _voters(status.configuration.old) == {status.member_id}:
-            ready = {m: h.lag for m, h in _health(status).items() if h.caught_up}
-            if not ready:
-                raise UnavailableError("No other member is up to date enough to take over")
-            heir = min(ready, key=lambda member: (ready[member], member))
+        if voter_ids(status.configuration.old) == {status.member_id}:
+            heir = await self._ready_heir()
             await self._change(
                 lambda members: tuple(replace(m, role=Role.VOTER) if m.id == heir else m for m in members)
             )
         await consensus.transfer_leadership()
 
+    async def _ready_heir(self) -> int:
+        deadline = self._tools.monotonic_s() + READY_WITHIN_S
+        while True:
+            ready = {m: health.lag for m, health in self._health().items() if health.caught_up}
+            if ready:
+                return min(ready, key=lambda member: (ready[member], member))
+            if self._tools.monotonic_s() > deadline:
+                raise UnavailableError("No other member is up to date enough to take over")
+            await asyncio.sleep(0.05)
+
     def _with_rows(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
         """Leave out those that the database does not know any more."""
         known = {facts.id for facts in queries.members(self._tools.database, pending=True)}
-        return tuple(member for member in members if member.id in known)
+        return self._without(members, {member.id for member in members} - known)
+
+    def _without(self, members: tuple[Member, ...], gone: Collection[int]) -> tuple[Member, ...]:
+        return without(members, gone, self._health(), queries.settings(self._tools.database).max_voters)
+
+    def _swapped(self, members: tuple[Member, ...], burnt: int, newcomer: Member) -> tuple[Member, ...]:
+        settings = queries.settings(self._tools.database)
+        return self._with_rows(swapped(members, burnt, newcomer, self._health(), settings.max_voters))
+
+    def _health(self) -> dict[int, MemberHealth]:
+        """Return the health of the others whose join has ended: nobody else may stand by or vote."""
+        joined = {facts.id for facts in queries.members(self._tools.database)}
+        return {m: health for m, health in self._tools.consensus.status().health().items() if m in joined}
 
     async def _change(self, edit: Callable[[tuple[Member, ...]], tuple[Member, ...]]) -> tuple[Member, ...]:
         """Change the configuration, waiting for one that is in flight. Raises UnavailableError."""
@@ -323,35 +341,28 @@ class LeaderActor(Actor):
         if status.configuration.joint or status.role is not RaftRole.LEADER:
             return
         facts = {f.id: f for f in queries.members(tools.database, pending=True)}
-        if len(facts) <= 1 and len(status.configuration.old) <= 1:
+        old, now_ms = status.configuration.old, int(tools.monotonic_s() * 1000)
+        if len(facts) <= 1 and len(old) <= 1:
             return
-        known = tuple(m for m in status.configuration.old if m.id in facts or m.id == status.member_id)
+        known = self._without(old, {m.id for m in old} - facts.keys() - {status.member_id})
         target = tuple(replace(m, domain=facts[m.id].failure_domain) if m.id in facts else m for m in known)
         settings = queries.settings(tools.database)
-        next_members = plan(
+        wanted = plan(
             Configuration(target, removed=status.configuration.removed),
-            {m: health for m, health in _health(status).items() if m in facts and not facts[m].pending},
+            self._health(),
             settings.max_voters,
             settings.max_standby,
             leader=status.member_id,
             offline_after_ms=settings.offline_threshold_s * 1000,
         )
-        wanted = next_members if next_members and self._may_go_to(status.configuration.old, next_members) else target
-        if wanted == status.configuration.old:
+        if wanted is None or not self._pacer.may_go(old, wanted, now_ms, int(self._began_s * 1000)):
+            wanted = target
+        if wanted == old:
             return
         await tools.consensus.change_configuration(wanted)
-        if _voters(wanted) != _voters(status.configuration.old):
-            self._pacer.changed(self._now_ms())
-            log.info("voters are now %s", sorted(_voters(wanted)))
-
-    def _may_go_to(self, present: tuple[Member, ...], wanted: tuple[Member, ...]) -> bool:
-        """Changes that leave the voters alone may come at any time; others are paced (CONSENSUS 3.9 rule 7)."""
-        if _voters(present) == _voters(wanted):
-            return True
-        return self._pacer.may_change(self._now_ms(), int(self._began_s * 1000))
-
-    def _now_ms(self) -> int:
-        return int(self._tools.monotonic_s() * 1000)
+        self._pacer.went(old, wanted, now_ms)
+        if voter_ids(wanted) != voter_ids(old):
+            log.info("voters are now %s", sorted(voter_ids(wanted)))
 
     async def _propose_quietly(self, transaction: Transaction) -> None:
         """Try to clean up; what stays is found by `_drop_stale_joins`."""
@@ -359,23 +370,6 @@ class LeaderActor(Actor):
             await self._tools.consensus.propose(transaction)
         except ApiError as error:
             log.warning("leader: cleaning up must wait: %s", error)
-
-
-def _voters(members: tuple[Member, ...]) -> frozenset[int]:
-    return frozenset(member.id for member in members if member.role is Role.VOTER)
-
-
-def _health(status: ConsensusStatus) -> dict[int, MemberHealth]:
-    """What the leader knows of those that it has heard of in this term."""
-    return {
-        peer.id: MemberHealth(
-            contact_age_ms=peer.last_contact_ms,
-            lag=max(0, status.commit - peer.match),
-            caught_up=peer.state == "replicate" and peer.match >= status.commit - CAUGHT_UP_ENTRIES,
-        )
-        for peer in status.peers
-        if peer.last_contact_ms >= 0
-    }
 
 
 def _check_accepted(outcome: Outcome, wish: AcceptMember) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from incus_actors.consensus.policy import MemberHealth
 from incus_actors.consensus.types import Configuration, Index, Member, MemberId, RaftRole, Term
 from incus_actors.model.transaction import Outcome, Transaction
 
@@ -29,6 +30,7 @@ class PeerStatus:
     in_flight: int = 0  #: messages with entries that have not been answered
     free_kib: int = -1  #: on its disk; -1: it has not told
     sqlite_version: str = ""  #: as it said it, to any member; empty before it did
+    caught_up: bool = False  #: it may be made a voter (CONSENSUS 3.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,14 @@ class ConsensusStatus:
         """Return for how long nobody who leads has been heard: 0 on a leader that a quorum answers."""
         age_ms = max(0, now_ms - self.fresh_ms)
         return 0 if self.role is RaftRole.LEADER and age_ms < LEADER_FRESH_MS else age_ms
+
+    def health(self) -> dict[MemberId, MemberHealth]:
+        """Return what the leader knows of the others that it has heard of in this term, for consensus/policy.py."""
+        return {
+            peer.id: MemberHealth(peer.last_contact_ms, max(0, self.commit - peer.match), peer.caught_up)
+            for peer in self.peers
+            if peer.last_contact_ms >= 0
+        }
 
 
 @dataclass(frozen=True, slots=True)

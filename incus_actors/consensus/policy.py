@@ -1,16 +1,20 @@
 """Who should vote, stand by, or only follow (CONSENSUS 3.9, DESIGN D6).
 
-Owns one pure function; the leader calls it about once a second and proposes what it returns. It must never make
-the set of voters smaller because somebody is offline, and never touch the leader's own vote.
+Owns pure functions, called by the leader of the daemon and by the simulator's: `plan` about once a second, `without`
+and `swapped` when a member leaves for good or comes back under a new id; the caller proposes what they return. It must
+never make the set of voters smaller because somebody is offline, and never touch the leader's own vote.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from incus_actors.consensus.types import Configuration, Member, MemberId, Role
+
+OFFLINE_AFTER_MS = 20_000
+VOTER_OFFLINE_AFTER_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ def plan(
     max_standby: int,
     *,
     leader: MemberId = 0,
-    offline_after_ms: int = 20_000,
-    voter_offline_after_ms: int = 5_000,
+    offline_after_ms: int = OFFLINE_AFTER_MS,
+    voter_offline_after_ms: int = VOTER_OFFLINE_AFTER_MS,
 ) -> tuple[Member, ...] | None:
     """Return the members as they should be next, or None to leave them. One step at a time.
 
@@ -48,6 +52,41 @@ def plan(
             return view.after(changes)
     changes = _balance_standbys(view, wanted, max_standby)
     return view.after(changes) if changes else None
+
+
+def without(
+    members: tuple[Member, ...],
+    gone: Collection[MemberId],
+    health: Mapping[MemberId, MemberHealth],
+    max_voters: int,
+) -> tuple[Member, ...]:
+    """Return `members` without those that are `gone`; in the same step the best ready standbys get their votes, as
+    many as are still wanted, so that the voter set does not shrink on the way. With no standby ready it does shrink:
+    a member must be removable from a small cluster."""
+    left = tuple(member for member in members if member.id not in gone)
+    view = _View(Configuration(left), health)
+    lost = sum(member.role is Role.VOTER for member in members) - len(view.voters)
+    missing = min(lost, wanted_voters(len(left), max_voters) - len(view.voters))
+    ready = tuple(member for member in view.standbys if view.ready(member))
+    return view.after({member.id: Role.VOTER for member in view.best(ready, view.voters, missing)})
+
+
+def swapped(
+    members: tuple[Member, ...],
+    burnt: MemberId,
+    newcomer: Member,
+    health: Mapping[MemberId, MemberHealth],
+    max_voters: int,
+) -> tuple[Member, ...]:
+    """Return `members` with `newcomer` instead of an id that has forgotten its promises (CONSENSUS 3.5): it stands by,
+    or is a spare again, and votes by the usual rule once it has the log.
+
+    The burnt voter goes at once, also when no standby is ready to vote instead: it acknowledges nothing and votes for
+    nobody, so the others can lose as many members without it as with it.
+    """
+    spare = any(member.id == burnt and member.role is Role.SPARE for member in members)
+    stays = without(members, {burnt}, health, max_voters)
+    return (*stays, replace(newcomer, role=Role.SPARE if spare else Role.STANDBY))
 
 
 def wanted_voters(members: int, max_voters: int) -> int:
@@ -68,9 +107,9 @@ class _View:
         self,
         configuration: Configuration,
         health: Mapping[MemberId, MemberHealth],
-        leader: MemberId,
-        offline_after_ms: int,
-        voter_offline_after_ms: int,
+        leader: MemberId = 0,
+        offline_after_ms: int = OFFLINE_AFTER_MS,
+        voter_offline_after_ms: int = VOTER_OFFLINE_AFTER_MS,
     ) -> None:
         self.members = configuration.old
         self.health = health
@@ -193,7 +232,8 @@ def _balance_standbys(view: _View, wanted: int, max_standby: int) -> Changes:
 
 
 class PlanPacer:
-    """Hysteresis of CONSENSUS 3.9 rule 7: a change every 2 s at most, none within 3 s of an election."""
+    """Hysteresis of CONSENSUS 3.9 rule 7: voters change every 2 s at most, and not within 3 s of an election. What
+    leaves them alone may change at any time."""
 
     CHANGE_PAUSE_MS = 2_000
     ELECTION_PAUSE_MS = 3_000
@@ -201,11 +241,21 @@ class PlanPacer:
     def __init__(self) -> None:
         self._changed_ms = -self.CHANGE_PAUSE_MS
 
-    def may_change(self, now_ms: int, leading_since_ms: int) -> bool:
-        """Return whether a change may be proposed now."""
+    def may_go(
+        self, present: tuple[Member, ...], wanted: tuple[Member, ...], now_ms: int, leading_since_ms: int
+    ) -> bool:
+        """Return whether `wanted` may be proposed now."""
+        if voter_ids(present) == voter_ids(wanted):
+            return True
         settled = now_ms - leading_since_ms >= self.ELECTION_PAUSE_MS
         return settled and now_ms - self._changed_ms >= self.CHANGE_PAUSE_MS
 
-    def changed(self, now_ms: int) -> None:
-        """Note that a change has been proposed."""
-        self._changed_ms = now_ms
+    def went(self, present: tuple[Member, ...], wanted: tuple[Member, ...], now_ms: int) -> None:
+        """Note that `wanted` has been proposed."""
+        if voter_ids(present) != voter_ids(wanted):
+            self._changed_ms = now_ms
+
+
+def voter_ids(members: Collection[Member]) -> frozenset[MemberId]:
+    """Return the ids of those that vote."""
+    return frozenset(member.id for member in members if member.role is Role.VOTER)

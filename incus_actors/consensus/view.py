@@ -97,6 +97,7 @@ def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerSta
                 found.in_flight,
                 free_kib,
                 version,
+                found.caught_up,
             )
         )
     return tuple(peers)

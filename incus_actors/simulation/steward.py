@@ -1,7 +1,7 @@
 """What the leader's daemon does about members: the role policy, and new ids for those that have forgotten.
 
-Owns the loop that actors/leader.py runs in the daemon, against the core of whoever leads now; the policy itself is
-consensus/policy.py. Called by the world twice a second. Must never touch a voter set that cannot decide.
+Owns what actors/leader.py does in the daemon, against the core of whoever leads now: where the members shall go is
+said by the same functions of consensus/policy.py, on the same view of their health. Called by the world twice a second. Must never touch a voter set that cannot decide.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from incus_actors.consensus.core import Core
-from incus_actors.consensus.policy import PlanPacer, plan
+from incus_actors.consensus.policy import PlanPacer, plan, swapped
 from incus_actors.consensus.types import Member, MemberId, Role
 
 if TYPE_CHECKING:
@@ -47,31 +47,23 @@ class Steward:
     def _replace_burnt(self, leader: Host, core: Core) -> tuple[Member, ...] | None:
         """A machine that has lost its promises comes back under a new id (CONSENSUS 3.5)."""
         members = core.configuration.old
-        health = core.health()
         for member in members:
             if not self.world.hosts[member.id].burnt:
                 continue
-            if member.role is not Role.VOTER:
-                return tuple(other for other in members if other.id != member.id)
             successor = self.successors.get(member.id)
             gone = successor in core.configuration.removed
             if successor is None or gone or self.world.hosts[successor].burnt:
                 successor = self.successors[member.id] = self.world.join(leader).id
-            present = next((other for other in members if other.id == successor), None)
-            if present is None:
-                return (*members, Member(successor, f"m{successor}", Role.STANDBY))
-            known = health.get(successor)
-            if known is not None and known.caught_up:
-                rest = (other for other in members if other.id not in (member.id, successor))
-                return (*rest, Member(successor, f"m{successor}", Role.VOTER))
+            newcomer = Member(successor, f"m{successor}", Role.SPARE, member.domain)
+            return swapped(members, member.id, newcomer, core.health(), MAX_VOTERS)
         return None
 
     def _by_policy(self, leader: Host, core: Core) -> tuple[Member, ...] | None:
         since = core.leading_since_ms()
         now = leader.local_ms()
-        if since is None or not self.pacer.may_change(now, since):
-            return None
+        present = core.configuration.old
         target = plan(core.configuration, core.health(), MAX_VOTERS, MAX_STANDBY, leader=leader.id)
-        if target is not None:
-            self.pacer.changed(now)
+        if target is None or since is None or not self.pacer.may_go(present, target, now, since):
+            return None
+        self.pacer.went(present, target, now)
         return target

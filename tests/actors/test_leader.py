@@ -6,7 +6,8 @@ import pytest
 from cluster_kit import Server, servers, until
 
 from incus_actors.actors import leader
-from incus_actors.actors.leader_messages import Nudge, RemoveMember
+from incus_actors.actors.leader_messages import Nudge, RemoveMember, RemoveRaftNode
+from incus_actors.consensus.types import Configuration, Role
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.security import certificates
@@ -48,6 +49,7 @@ async def test_a_join_that_never_ends_is_undone(pair, monkeypatch):
     await until(lambda: first.consensus.status().configuration.members().keys() == {1})
     assert first.database.scalar("SELECT COUNT(*) FROM certificates") == 1
     second.peers.lose = lambda _path: None
+    monkeypatch.undo()
     await second.join(first, "node2")
 
 
@@ -93,3 +95,22 @@ async def test_an_offline_voter_is_replaced_by_the_standby(tmp_path):
         made[1].cut_off()
         await until(lambda: "database" in first.cases.members.get("node4").roles, 40)
         assert "database" not in first.cases.members.get("node2").roles
+
+
+@pytest.mark.parametrize("message", [RemoveMember(2, "node2"), RemoveRaftNode(2)])
+async def test_a_removed_voter_is_replaced_in_the_same_step(tmp_path, message):
+    async with servers(tmp_path, 4, clustered=True) as made:
+        first = made[0]
+
+        def settled() -> bool:
+            status = first.consensus.status()
+            ready = 4 in status.health() and status.health()[4].caught_up
+            return ready and [m.role for m in status.configuration.old] == [*[Role.VOTER] * 3, Role.STANDBY]
+
+        await until(settled, 40)
+        seen: list[Configuration] = []
+        first.consensus.subscribe_configuration(seen.append)
+        await leader.leader_ref(first.actors, first.consensus).ask(message, deadline_s=20)
+        await until(lambda: first.consensus.status().configuration.members().keys() == {1, 3, 4}, 20)
+        voters = {voters for found in seen for voters in found.voter_sets()}
+        assert voters == {frozenset({1, 2, 3}), frozenset({1, 3, 4})}

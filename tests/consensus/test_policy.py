@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, wanted_voters
+from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, swapped, wanted_voters, without
 from incus_actors.consensus.types import Configuration, Member, Role
 
 LETTERS = {"V": Role.VOTER, "S": Role.STANDBY, "P": Role.SPARE}
@@ -122,9 +122,67 @@ def test_random_clusters_settle_and_never_lose_quorum_or_the_leaders_vote() -> N
 
 
 def test_pacing() -> None:
+    present, promoted, standby = (configuration(roles).old for roles in ("VVP", "VVV", "VVS"))
     pacer = PlanPacer()
-    assert not pacer.may_change(10_000, leading_since_ms=8_000)
-    assert pacer.may_change(11_000, leading_since_ms=8_000)
-    pacer.changed(11_000)
-    assert not pacer.may_change(12_999, leading_since_ms=8_000)
-    assert pacer.may_change(13_000, leading_since_ms=8_000)
+    assert not pacer.may_go(present, promoted, 10_000, leading_since_ms=8_000)
+    assert pacer.may_go(present, standby, 10_000, leading_since_ms=8_000), "it leaves the voters alone"
+    assert pacer.may_go(present, promoted, 11_000, leading_since_ms=8_000)
+    pacer.went(present, promoted, 11_000)
+    assert not pacer.may_go(present, promoted, 12_999, leading_since_ms=8_000)
+    assert pacer.may_go(present, promoted, 13_000, leading_since_ms=8_000)
+    pacer.went(present, standby, 13_000)
+    assert pacer.may_go(present, promoted, 13_001, leading_since_ms=8_000)
+
+
+def letters(members: tuple[Member, ...]) -> str:
+    """The roles by id, "-" for who is not there."""
+    roles = {member.id: {role: letter for letter, role in LETTERS.items()}[member.role] for member in members}
+    return "".join(roles.get(i, "-") for i in range(1, max(roles) + 1))
+
+
+@pytest.mark.parametrize(
+    ("roles", "states", "gone", "expected", "why"),
+    [
+        ("VVVS", "uuuu", {2}, "V-VV", "the standby votes in the same step"),
+        ("VVVS", "uudu", {3}, "VV-V", "also for one that is offline"),
+        ("VVVSS", "uuubu", {2}, "V-VSV", "one that is ready"),
+        ("VVVSS", "uuusb", {2}, "V-VSS", "none is ready: it goes all the same"),
+        ("VVVP", "uuuu", {2}, "V-VP", "a spare stands by first"),
+        ("VVV", "uuu", {2}, "V-V", "a small cluster shrinks"),
+        ("VVS", "uuu", {2}, "V-S", "of two members one votes"),
+        ("VVVS", "uuuu", {4}, "VVV", "a standby goes"),
+        ("VVVSS", "uuuuu", {4}, "VVV-S", "nobody is promoted for it"),
+        ("VVVSS", "uuuuu", {2, 3}, "V--VV", "two at once"),
+        ("VVVVS", "uuuuu", {2}, "V-VVS", "there was one voter too many"),
+        ("VVVS", "uuuu", set(), "VVVS", "nobody goes"),
+    ],
+)
+def test_who_leaves_is_replaced_in_the_same_step(
+    roles: str, states: str, gone: set[int], expected: str, why: str
+) -> None:
+    found = without(configuration(roles).old, gone, health(states), 3)
+    assert letters(found) == expected, why
+
+
+def test_the_failure_domain_of_the_one_that_leaves_is_free_again() -> None:
+    found = without(configuration("VVVSS", "abcab").old, {2}, health("uuuuu"), 3)
+    assert letters(found) == "V-VSV"
+    assert letters(without(configuration("VVVVVSS").old, {2}, health("uuuuuuu"), 5)) == "V-VVVVS"
+
+
+@pytest.mark.parametrize(
+    ("roles", "states", "burnt", "expected", "why"),
+    [
+        ("VVV", "uud", 3, "VV-S", "no standby: the new id is the next voter"),
+        ("VVVS", "uudu", 3, "VV-VS", "the standby votes, the new id takes its place"),
+        ("VVVS", "uudb", 3, "VV-SS", "the standby is behind, both wait"),
+        ("VVVS", "uuud", 4, "VVV-S", "a standby stands by again"),
+        ("VVVSSP", "uuuuud", 6, "VVVSS-P", "a spare is a spare again"),
+    ],
+)
+def test_a_burnt_id_is_swapped_in_one_step(roles: str, states: str, burnt: int, expected: str, why: str) -> None:
+    newcomer = Member(len(roles) + 1, "new", Role.SPARE, "far")
+    found = swapped(configuration(roles).old, burnt, newcomer, health(states), 3)
+    assert letters(found) == expected, why
+    assert found[-1].address == "new"
+    assert found[-1].domain == "far"

@@ -96,7 +96,7 @@ class Following:
                 self._refused[name] = device, str(refusal)
             else:
                 kept = attempt
-        if len(changed) == 1 and _settings(before)[0] != _settings(after)[0]:
+        if kept == before.expanded_devices and _settings(before)[0] != _settings(after)[0]:
             await self._apply(_with(after, kept))
         self._given, self._certain = _with(after, kept), True
 

@@ -92,6 +92,13 @@ async def test_of_several_devices_those_that_can_be_given_are(two):
     assert given(two) == [["b", "root"], ["b", "root"]]
 
 
+async def test_limits_are_taken_over_though_every_device_is_refused(two):
+    put = ProfilePut(config={"limits.processes": "9"}, devices={n: disk("/nope", f"/mnt/{n}") for n in "ab"})
+    with pytest.raises(MemberError, match="Missing source path"):
+        await service(two[0]).update("default", "default", put, patch=True)
+    assert ["apply_limits c1" in two[0].driver.calls, "apply_limits c2" in two[1].driver.calls] == [True, True]
+
+
 async def test_an_instances_own_change_is_possible_beside_a_refused_device_of_a_profile(two):
     await patch(two[0], bad=disk("/nonexistent"))
     own = InstancePatch(devices={"own": disk("/usr", "/mnt/own")})

@@ -146,6 +146,7 @@ class Engine:
             limits=settings.limits,
             now_ms=clock.monotonic_ms(),
             wall_ms=clock.wall_ms(),
+            checks=True,
         )
         durable = replace(durable, entries=())
 

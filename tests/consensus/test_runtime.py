@@ -12,15 +12,21 @@ from pathlib import Path
 import pytest
 
 from incus_actors.clock import ManualClock
+from incus_actors.consensus import engine
+from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.audience import ALL_TOPICS
+from incus_actors.consensus.core import Core
+from incus_actors.consensus.history_file import read_history
 from incus_actors.consensus.lanes import NoLane
+from incus_actors.consensus.last_words import HISTORY_NAME, REPLAY_NAME
 from incus_actors.consensus.log_store import AmnesiaError, LogLockedError
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
 from incus_actors.consensus.upkeep import CHECK_EVERY_MS, Upkeep
 from incus_actors.errors import BadRequestError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Guard, Statement, Transaction
+from incus_actors.simulation.replay import replay
 
 from .runtime_kit import TABLE, Network, add, applied, grown, insert, leading, standalone, stop_all, until
 
@@ -324,6 +330,34 @@ async def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path:
         found = {row["id"] for row in runtime.database.query("SELECT id FROM t")}
     assert acknowledged <= found
     assert len(acknowledged) >= 280
+
+
+async def test_a_core_that_contradicts_itself_stops_the_daemon_and_leaves_its_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Core):
+        def _on_applied(self, event: ev.Applied) -> None:
+            super()._on_applied(event)
+            if event.results:
+                self.commit = self.log.last + 7
+
+    monkeypatch.setattr(engine, "Core", Broken)
+    reasons: list[str] = []
+    async with standalone(tmp_path) as runtime:
+        runtime.on_fatal = reasons.append
+        with pytest.raises(OutcomeUnknownError, match="commit <= last"):
+            await runtime.propose(TABLE)
+        assert reasons == ["InvariantError: member 1 term 2: commit <= last"]
+        with pytest.raises(UnavailableError):
+            await runtime.read_barrier()
+    content = read_history(tmp_path / REPLAY_NAME)
+    assert content.reason == reasons[0]
+    assert content.mark is not None
+    assert content.mark.whole
+    steps = list(replay(content))
+    assert isinstance(steps[-1].event, ev.Applied)  # the one that it broke on, which a sound core takes
+    assert (steps[-1].role, steps[-1].broken) == ("leader", "")
+    assert f"stopped: {reasons[0]}" in (tmp_path / HISTORY_NAME).read_text()
 
 
 async def test_a_leader_lets_everybody_compare_the_whole_state_once_a_day(tmp_path: Path) -> None:

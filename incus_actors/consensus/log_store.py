@@ -434,6 +434,9 @@ class LogStore:
         try:
             if self._witness is not None:
                 self._witness.close()
+        except OSError:
+            if not self.failed:  # else it has been said already that this disk fails
+                raise
         finally:
             self._witness = None
             if self._connection is not None:

@@ -92,6 +92,7 @@ class ConsensusRuntime(Consensus):
         self.upkeep = Upkeep(self.database, self._clock, self.status, self._propose_upkeep)
         self._upkeep_task: asyncio.Task[None] | None = None
         self._stopped = False
+        self.stopped_by = ""  #: the kind of effects.Fatal after which nothing goes on; "io": the disk of the log
         self._halted = ""
 
     # Life
@@ -397,7 +398,7 @@ class ConsensusRuntime(Consensus):
         if notice.kind == "superseded":  # the daemon goes on to say so
             self._halted = notice.reason
             return
-        self._stopped = True
+        self._stopped, self.stopped_by = True, self.stopped_by or notice.kind
         if self.on_fatal is not None and self._engine is not None:  # else `start` raises, and that says it
             self.on_fatal(notice.reason)
 

@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 #: Exit code: this server has just forgotten what it promised, and has to start anew to join its cluster again.
 START_ANEW = 75
 
+#: Exit code: a write or a sync of the log failed (docs/recovery.md). The next start writes the log anew; whoever restarts
+#: us should.
+DISK_FAILED = 74
+
 
 def run(settings: Settings, *, log_level: int) -> int:
-    """Run one daemon until it is told to stop; return the exit code: 0, 1 when it could not start or go on, or
-    START_ANEW."""
+    """Run one daemon until it is told to stop; return the exit code: 0, 1 when it could not start or go on,
+    DISK_FAILED or START_ANEW."""
     logs.configure(level=log_level, log_format=settings.log_format, logfile=settings.logfile)
     from incus_actors.daemon.member import MemberDaemon
 
@@ -38,4 +42,6 @@ def run(settings: Settings, *, log_level: int) -> int:
     except Exception:
         log.exception("the daemon ends")
         code = 1
+    if code and daemon.disk_failed:
+        code = DISK_FAILED
     return START_ANEW if marker.exists() and not known else code

@@ -91,6 +91,11 @@ class MemberDaemon:
         await asyncio.wait({starting})
         return False
 
+    @property
+    def disk_failed(self) -> bool:
+        """Whether consensus has stopped because a write or a sync of its log failed."""
+        return self._parts is not None and self._parts.consensus.stopped_by == "io"
+
     # -- start ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:

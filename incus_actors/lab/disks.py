@@ -1,4 +1,4 @@
-"""Disks of lab members that fill up or hang: a small tmpfs, or a loop device that can be frozen.
+"""Disks of lab members that fill up, hang or fail: a small tmpfs, or a loop device that can be frozen or shut down.
 
 Owns the mounts that it makes on state directories; needs root. Called by chaos and tests before a member is started.
 Must never freeze or fill anything but its own mounts.
@@ -6,7 +6,9 @@ Must never freeze or fill anything but its own mounts.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from pathlib import Path
 
 BALLOON = "balloon"
 _CHUNK = b"\0" * 65536
+_SHUTDOWN = 0x8004587D  #: ioctl EXT4_IOC_SHUTDOWN
+_WITHOUT_FLUSHING = 2  #: EXT4_GOING_FLAGS_NOLOGFLUSH
 
 
 def _run(*command: str, check: bool = True) -> None:
@@ -79,6 +83,19 @@ class FreezableDisk:
         if self.frozen:
             _run("fsfreeze", "--unfreeze", str(self.directory))
             self.frozen = False
+
+    def fail(self) -> None:
+        """From now on every write and fsync is an I/O error; what was not synced is lost, as in a power cut."""
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSHING))
+        finally:
+            os.close(descriptor)
+
+    def replace_cable(self) -> None:
+        """Mount it again after a failure; nobody may have files open on it."""
+        _run("umount", str(self.directory))
+        _run("mount", "-o", "loop", str(self.image), str(self.directory))
 
     def unmount(self) -> None:
         """Remove it, thawed first: a frozen file system can't be left behind."""

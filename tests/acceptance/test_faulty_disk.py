@@ -1,4 +1,4 @@
-"""Disks that are full or hang: writes are refused with a reason or go on elsewhere, and none that was answered is lost."""
+"""Disks that are full, hang or fail: writes are refused with a reason or go on elsewhere; none that was answered is lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from incus_actors.consensus.log_format import SUSPECT_NAME
+from incus_actors.daemon import DISK_FAILED
 from incus_actors.lab import debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster, wait_for
@@ -133,4 +135,41 @@ def test_a_leader_whose_disk_hangs_steps_down_while_writes_go_on() -> None:
     finally:
         for disk in disks.values():
             disk.thaw()
+        destroy(lab)
+
+
+@pytest.mark.skipif(not can_loop(), reason="no loop devices")
+@pytest.mark.may_skip
+def test_a_member_whose_fsync_fails_ends_with_its_own_code_and_comes_back() -> None:
+    lab = LabCluster.in_namespaces(3, prefix="acf")
+    disks = {m.name: FreezableDisk(m.directory, m.directory.with_suffix(".img")) for m in lab.members}
+    try:
+        for disk in disks.values():
+            disk.mount()
+        lab.form()
+        lab.wait_until_healthy()
+        leader = lab.leader()
+        others = [member for member in lab.members if member is not leader]
+        writers = {writer.member.name: writer for writer in started(lab)}
+        for writer in writers.values():
+            goes_on(writer)
+        disks[leader.name].fail()
+        wait_for(lambda: not leader.running, "the daemon without a disk ends", timeout_s=30)
+        assert leader.process.returncode == DISK_FAILED
+        assert "log.db can't be written" in leader.log.read_text()
+        for member in others:
+            goes_on(writers[member.name])
+        disks[leader.name].replace_cable()
+        # This disk took nothing at all, so not the marker either; one that fails for some blocks only would have it.
+        (leader.directory / "database" / SUSPECT_NAME).write_text("fsync failed\n")
+        leader.start()
+        leader.wait_until_ready()
+        assert "log.db was rewritten after an error of the disk" in leader.log.read_text()
+        goes_on(writers[leader.name])
+        histories = [writer.finish() for writer in writers.values()]
+        lab.wait_until_healthy()
+        for member in lab.members:
+            assert lost_writes(histories, member.client.get("/1.0")["config"]) == []
+        assert {m["id"] for m in leader.client.get("/internal/raft")["status"]["configuration"]["old"]} == {1, 2, 3}
+    finally:
         destroy(lab)

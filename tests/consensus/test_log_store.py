@@ -279,7 +279,13 @@ def test_a_witness_that_fails_otherwise_stops_everything(directory: Path, monkey
     with pytest.raises(OSError, match="Input/output error"):
         log.store.close()
     monkeypatch.undo()
-    LogStore(directory).close()  # it was released all the same
+    again = Log(directory)  # it was released all the same
+    again.grow(1)
+    again.store.failed = True
+    monkeypatch.setattr(os, "fsync", fails)
+    again.store.close()  # the failure was reported when it happened
+    monkeypatch.undo()
+    LogStore(directory).close()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from incus_actors.consensus.core import Core
 from incus_actors.consensus.history_file import read_history
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.last_words import HISTORY_NAME, REPLAY_NAME
-from incus_actors.consensus.log_store import AmnesiaError, LogLockedError
+from incus_actors.consensus.log_store import AmnesiaError, LogIOError, LogLockedError, LogStore
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
 from incus_actors.consensus.upkeep import CHECK_EVERY_MS, Upkeep
@@ -374,3 +374,21 @@ async def test_a_leader_lets_everybody_compare_the_whole_state_once_a_day(tmp_pa
         last = await runtime.check_state()
         assert last.index == first.index + 2
         assert last.hash != first.hash  # the answer to the first is a row that the last one sees
+
+
+async def test_a_disk_that_fails_is_told_apart_from_other_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's exit code says it, whatever else fails while everything is closed."""
+    reasons: list[str] = []
+    async with standalone(tmp_path / "database") as runtime:
+        runtime.on_fatal = reasons.append
+        await applied(runtime, TABLE)
+        assert runtime.stopped_by == ""
+
+        def fails(*_: object) -> None:
+            raise LogIOError("fsync failed")
+
+        monkeypatch.setattr(LogStore, "write", fails)
+        with pytest.raises((UnavailableError, OutcomeUnknownError)):
+            await runtime.propose(insert(1), timeout_s=5.0)
+        await until(lambda: bool(reasons))
+    assert runtime.stopped_by == "io"

@@ -7,7 +7,6 @@ Owns the life of everything that parts.py built; called by daemon.run only.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import time
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from incus_actors import __version__, service_manager
 from incus_actors.actors.instances import StopAll
 from incus_actors.consensus import bootstrap
+from incus_actors.daemon.garbage import IdleCollector
 from incus_actors.daemon.metrics_listener import MetricsListener
 from incus_actors.daemon.parts import Parts, build_parts
 from incus_actors.daemon.state_setup import prepare_state, wait_for_state
@@ -51,6 +51,7 @@ class MemberDaemon:
         self._listeners: Listeners | None = None
         self._metrics: MetricsListener | None = None
         self._reloading = asyncio.Lock()
+        self._garbage = IdleCollector()
 
     async def main(self) -> int:
         """Start, wait, stop; return the exit code. Raises what keeps it from starting."""
@@ -158,8 +159,7 @@ class MemberDaemon:
             spawn(self._feed_watchdog(interval_s), name="watchdog")
         if self._settings.discoverable and not parts.identity.clustered:
             spawn(self._wait_to_be_found(parts), name="discovery")
-        gc.collect()
-        gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
+        self._garbage.start()
 
     @staticmethod
     async def _wait_to_be_found(parts: Parts) -> None:
@@ -293,6 +293,7 @@ class MemberDaemon:
         if parts is None or self._stopped:
             return
         self._stopped = True
+        await self._garbage.stop()
         parts.gateway.phase = "stopping"
         if parts.gateway.discovery is not None:
             await parts.gateway.discovery.stop()

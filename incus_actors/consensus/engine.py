@@ -38,6 +38,7 @@ from incus_actors.state.apply import Applier
 log = logging.getLogger(__name__)
 
 _LATENCY_EVERY_MS = 1000
+_BALLAST_EVERY_S = 30.0
 _GOODBYE_S = 0.02  #: sockets close without lingering, so the last words need a moment
 
 
@@ -188,6 +189,7 @@ class Engine:
             driver.tick()
             self.started.set_result(None)
             self._check_disks(files, driver, path)
+            self._keep_ballast(loop, files)
             await self._until_stopped()
         except BaseException as exc:
             if self.started.done():
@@ -215,6 +217,21 @@ class Engine:
             return lambda: None
 
         files.begin(look_closely, lambda reason: log.error("the state file could not be checked: %s", reason))
+
+    def _keep_ballast(self, loop: asyncio.AbstractEventLoop, files: SnapshotFiles) -> None:
+        """Lay the ballast again some time after it was given up and there is room, for the next full disk."""
+        directory = self._settings.directory
+
+        def lay() -> Callable[[], None]:
+            lay_ballast(directory)
+            return lambda: None
+
+        def again() -> None:
+            if not files.closed:
+                files.begin(lay, lambda reason: log.warning("no ballast in %s: %s", directory, reason))
+                self._keep_ballast(loop, files)
+
+        loop.call_later(_BALLAST_EVERY_S, again)
 
     async def _until_stopped(self) -> None:
         if self._stopping is None or self.inbox is None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from incus_actors.consensus import log_format as fmt
-from incus_actors.consensus.log_store import AmnesiaError, LogDamagedError, LogStore, sync_directory
+from incus_actors.consensus.log_store import (
+    AmnesiaError,
+    LogDamagedError,
+    LogError,
+    LogFullError,
+    LogStore,
+    sync_directory,
+)
 from incus_actors.consensus.snapshot_files import remove_database, sweep
 from incus_actors.consensus.types import DurableState
 from incus_actors.state.apply import Applier
@@ -26,6 +33,7 @@ REWRITTEN_NAME = fmt.REWRITTEN_NAME
 STAY_DOWN_S = 600.0
 BALLAST_BYTES = 16 << 20
 BALLAST_NEEDS_KIB = 1 << 20
+FULL_BYTES = 128 << 10  #: SQLite needs 32 KiB beside a database to open it, and says "I/O error" without
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +47,46 @@ class Opened:
 
 
 def open_member(directory: Path) -> Opened:
-    """Open log and state. Raises LogLockedError, LogDamagedError, AmnesiaError, ApplyError, sqlite3.Error, OSError."""
+    """Open log and state. Raises LogLockedError, LogDamagedError, AmnesiaError, LogFullError, ApplyError,
+    sqlite3.Error, OSError."""
     marker = directory / fmt.AMNESIA_NAME
     if marker.exists():
         raise AmnesiaError(marker.read_text().strip())
     try:
-        rewrite_if_suspect(directory)
-        store = LogStore(directory)
-        try:
-            return _with_state(directory, store)
-        except BaseException:
-            store.close()
-            raise
+        return _open_with_ballast(directory)
     except AmnesiaError as exc:
         marker.write_text(f"{exc}\n")
         sync_directory(directory)
+        raise
+
+
+def _open_with_ballast(directory: Path) -> Opened:
+    """Open; without space for the files that SQLite makes beside a database, give up the ballast and try again."""
+    try:
+        return _open(directory)
+    except (LogError, sqlite3.Error, OSError) as exc:
+        if isinstance(exc, (AmnesiaError, LogLockedError)) or not _is_full(directory):
+            raise
+        ballast = directory / fmt.BALLAST_NAME
+        if not ballast.exists():
+            raise LogFullError(f"The disk of {directory} is full: {exc}") from exc
+        log.warning("the disk of %s is full: its ballast is given up", directory)
+        ballast.unlink()
+    return _open(directory)
+
+
+def _is_full(directory: Path) -> bool:
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize < FULL_BYTES
+
+
+def _open(directory: Path) -> Opened:
+    rewrite_if_suspect(directory)
+    store = LogStore(directory)
+    try:
+        return _with_state(directory, store)
+    except BaseException:
+        store.close()
         raise
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from incus_actors.consensus import engine, opening
 from incus_actors.consensus import log_format as fmt
+from incus_actors.consensus.log_store import LogFullError
+from incus_actors.consensus.opening import open_member
 from incus_actors.consensus.types import Limits
 from incus_actors.errors import UnavailableError
 from incus_actors.model.transaction import Outcome, Statement, Transaction
 
-from .runtime_kit import TABLE, applied, standalone
+from .runtime_kit import TABLE, applied, standalone, until
 
+TINY = Limits(min_free_kib=0)
 pytestmark = pytest.mark.real
 
 
@@ -88,3 +93,47 @@ async def test_a_member_low_on_space_says_so_and_comes_back(small: Path) -> None
         await asyncio.sleep(1.2)
         assert (await runtime.propose(blob(1))).applied
         assert not (small / "database" / fmt.SUSPECT_NAME).exists()
+
+
+def fill(place: Path) -> None:
+    with (place / "balloon").open("ab", buffering=0) as balloon, contextlib.suppress(OSError):
+        while True:
+            balloon.write(b"\0" * 4096)
+
+
+async def test_a_start_without_any_space_gives_up_the_ballast(small: Path) -> None:
+    async with standalone(small / "database", limits=TINY) as runtime:
+        await applied(runtime, TABLE)
+    ballast = small / "database" / fmt.BALLAST_NAME
+    assert not (small / "database" / (fmt.LOG_NAME + "-shm")).exists()  # a clean stop: opening needs new files
+    ballast.write_bytes(b"\0" * (2 << 20))
+    fill(small)
+    async with standalone(small / "database", limits=TINY) as runtime:
+        assert await runtime.read_barrier() > 0
+        assert (await runtime.propose(blob(1))).applied
+    assert not ballast.exists()
+
+
+async def test_a_start_without_space_and_ballast_says_that_the_disk_is_full(small: Path) -> None:
+    async with standalone(small / "database", limits=TINY) as runtime:
+        await applied(runtime, TABLE)
+    fill(small)
+    with pytest.raises(LogFullError, match="is full"):
+        open_member(small / "database")
+    assert not (small / "database" / fmt.AMNESIA_NAME).exists()
+    (small / "balloon").unlink()
+    async with standalone(small / "database", limits=TINY) as runtime:
+        assert await runtime.read_barrier() > 0
+        assert (await runtime.propose(blob(1), timeout_s=5.0)).applied
+
+
+async def test_ballast_is_laid_again_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "BALLAST_NEEDS_KIB", 0)
+    monkeypatch.setattr(engine, "_BALLAST_EVERY_S", 0.05)
+    ballast = tmp_path / "database" / fmt.BALLAST_NAME
+    async with standalone(tmp_path / "database") as runtime:
+        await until(ballast.exists)
+        for _ in range(2):
+            ballast.unlink()  # as the log thread does when the disk is full
+            await until(ballast.exists)
+        await applied(runtime, TABLE)

@@ -19,6 +19,7 @@ from incus_actors.consensus.log_store import (
     LogDamagedError,
     LogError,
     LogFullError,
+    LogLockedError,
     LogStore,
     sync_directory,
 )

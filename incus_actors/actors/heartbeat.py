@@ -48,6 +48,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
     instances: int
     running: int
     echoes: tuple[tuple[int, int, int], ...] = ()
+    leader: int = 0  #: whom it follows (itself if it leads)
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -158,6 +159,7 @@ class OwnFacts:
     applied: int
     instances: int
     running: int
+    leader: int = 0
 
 
 class HeartbeatActor(Actor):
@@ -245,6 +247,7 @@ class HeartbeatActor(Actor):
             instances=own.instances,
             running=own.running,
             echoes=self._table.echoes(peers),
+            leader=own.leader,
         )
         for peer in peers:
             self.context.system.ref(PATH, member=peer).tell(beat)

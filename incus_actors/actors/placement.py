@@ -17,6 +17,8 @@ from incus_actors.state.queries import cluster as cluster_queries
 from incus_actors.state.queries import instances as instance_queries
 from incus_actors.state.reader import Reader
 
+AWAY_AFTER_MS = 2_500  #: spares answer once a second
+
 
 class PlacementActor(Actor):
     """Chooses among members that the asker has found fit."""
@@ -55,4 +57,6 @@ class PlacementActor(Actor):
             has_row=self._has_row,
             now_s=self._monotonic_s(),
         )
-        return Placed(tuple(order))
+        # A member that only the asker can reach would refuse: it can't write what it has made.
+        away = {peer.id for peer in self._consensus.status().peers if peer.last_contact_ms > AWAY_AFTER_MS}
+        return Placed(tuple(sorted(order, key=lambda member: member in away)))

@@ -38,6 +38,7 @@ from incus_actors.drivers.bridge import NetworkDriver
 from incus_actors.drivers.network_helper import NetworkHelper
 from incus_actors.drivers.registry import Drivers, choose_drivers
 from incus_actors.gateway.access import Access, read_trusted_certificates
+from incus_actors.gateway.detour import Detours
 from incus_actors.gateway.event_relay import EventRelay, EventRelayActor
 from incus_actors.gateway.events import EventHub
 from incus_actors.gateway.forwarding import Forwarder
@@ -156,6 +157,7 @@ def _build_core(settings: Settings) -> _Core:
             context=lambda: client_context(server.certificate_path, server.key_path),
             accepted=cluster_files.accepted,
             offline=lambda member_id: why_offline(database, heartbeats, member_id, identity.member_id),
+            detours=Detours(consensus, heartbeats),
         ),
         heartbeats=heartbeats,
         cluster_files=cluster_files,
@@ -277,9 +279,9 @@ def _upper_actors(core: _Core, host: Host) -> list[ChildSpec]:
     incarnation = secrets.randbits(62)
 
     def own_facts() -> OwnFacts:
-        member_id = core.identity.member_id
+        member_id, status = core.identity.member_id, core.consensus.status()
         mine = instance_counts(kept).get(member_id, 0)
-        return OwnFacts(member_id, core.consensus.status().applied, mine, mine)
+        return OwnFacts(member_id, status.applied, mine, mine, status.leader)
 
     def heartbeat() -> HeartbeatActor:
         return HeartbeatActor(

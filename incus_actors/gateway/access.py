@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hmac
 import pwd
+import re
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from aiohttp import web
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 FORWARDED_ADDRESS = "X-Incus-forwarded-address"
 FORWARDED_USERNAME = "X-Incus-forwarded-username"
 FORWARDED_PROTOCOL = "X-Incus-forwarded-protocol"
+DETOUR = "X-Incus-Actors-Detour"  #: id of the member that passes this on because it is cut off: we stand in for it
 
 CertificateKind = Literal["client", "server", "metrics"]
 _KINDS: dict[int, CertificateKind] = {1: "client", 2: "server", 3: "metrics"}
+_MEMBER_ID = re.compile(r"[1-9][0-9]{0,17}")
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -46,6 +49,7 @@ class Caller:
     trusted: bool = False
     metrics_only: bool = False
     forwarded: bool = False  #: another member passed this request on: never forward it to a third
+    detoured: int = 0  #: the member that was asked and is cut off: we do, or forward, what it should have
 
     def may_use(self, project: str) -> bool:
         """Return whether this caller may touch things of `project`."""
@@ -135,7 +139,9 @@ class Access:
         if found is None:
             return stranger
         if found.kind == "server":  # members outlive the dates of their certificates (lxc/incus#2498)
-            return self._member_caller(found, peer, address, headers)
+            caller = self._member_caller(found, peer, address, headers)
+            asked = headers.get(DETOUR, "")
+            return replace(caller, forwarded=False, detoured=int(asked)) if _MEMBER_ID.fullmatch(asked) else caller
         if peer.not_after < self._clock():
             return stranger
         return self._client_caller(found, address, peer.fingerprint, peer.pem)

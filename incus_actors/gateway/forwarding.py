@@ -24,12 +24,14 @@ from yarl import URL
 
 from incus_actors.errors import MemberError
 from incus_actors.gateway.access import (
+    DETOUR,
     FORWARDED_ADDRESS,
     FORWARDED_PROTOCOL,
     FORWARDED_USERNAME,
     caller_of,
     forwarding_headers,
 )
+from incus_actors.gateway.detour import Detours
 from incus_actors.gateway.spare_connections import Connection, SpareConnections
 from incus_actors.gateway.upgrades import Hijacked, cancelled_when_gone, hijack, tunnel
 
@@ -55,8 +57,10 @@ _HOP_BY_HOP = frozenset(
         FORWARDED_ADDRESS,
         FORWARDED_USERNAME,
         FORWARDED_PROTOCOL,
+        DETOUR,
     )
 )
+_DETOURED = web.RequestKey("detoured", int)  #: our id, once the request goes around a cut link
 _GIVEN_HEADERS = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 
 
@@ -98,7 +102,7 @@ def keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
 class Forwarder:
     """`address_of` gives host:port of a member; `context()` the TLS client context with our server certificate;
     `accepted()` the fingerprints of the cluster certificate (two of them while it is being replaced); `offline(id)`
-    says why a member is not even tried, "" if it may be."""
+    says why a member is not even tried, "" if it may be; `detours` knows the way around a link that is cut, if any."""
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class Forwarder:
         context: Callable[[], ssl.SSLContext],
         accepted: Callable[[], Collection[str]],
         offline: Callable[[int], str] = lambda _member_id: "",
+        detours: Detours | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._address_of = address_of
@@ -114,6 +119,7 @@ class Forwarder:
         self._tls: ssl.SSLContext | None = None
         self._accepted = accepted
         self._offline = offline
+        self.detours = detours
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._spares = SpareConnections(self._dial)
@@ -171,6 +177,32 @@ class Forwarder:
         """
         if caller_of(request).forwarded:
             raise MemberError("Request was forwarded more than once", remedy="the instance moved meanwhile: try again")
+        if self.detours is not None and not caller_of(request).detoured:
+            through = self.detours.around(member_id)
+            if through:
+                return await self.detour(request, through, body=body, upgrades=upgrades)
+        return await self._pass_on(request, member_id, body=body, upgrades=upgrades)
+
+    def stand_in(self) -> int:
+        """Return the member that should do our work while only we are cut off from the leader, else 0."""
+        return 0 if self.detours is None else self.detours.to_leader()
+
+    async def detour(
+        self, request: web.Request, member_id: int, *, body: bytes | None = None, upgrades: int = 0
+    ) -> web.StreamResponse:
+        """Return the answer of a member that stands in for this one: it does, or forwards, what we should have.
+
+        Raises MemberError as `forward` does, also if we stand in for another member ourselves.
+        """
+        if caller_of(request).detoured:
+            raise MemberError("Request was forwarded more than once", remedy="no member near us can reach the leader")
+        assert self.detours is not None
+        request[_DETOURED] = self.detours.consensus.member_id
+        return await self._pass_on(request, member_id, body=body, upgrades=upgrades)
+
+    async def _pass_on(
+        self, request: web.Request, member_id: int, *, body: bytes | None, upgrades: int
+    ) -> web.StreamResponse:
         reason = self._offline(member_id)
         if reason:
             raise MemberError(f"{NOT_READY}: {reason}")
@@ -270,6 +302,8 @@ def _request_headers(request: web.Request) -> CIMultiDict[str]:
         (name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP
     )
     headers.update(forwarding_headers(caller_of(request)))
+    if _DETOURED in request:
+        headers[DETOUR] = str(request[_DETOURED])
     return headers
 
 

@@ -63,7 +63,7 @@ def build_app(gateway: Gateway, routes: Iterable[RouteSpec] | None = None) -> we
     app = web.Application(middlewares=[envelope], client_max_size=1 << 62)  # bodies are limited where they are read
     app[GATEWAY] = gateway
     app.on_response_prepare.append(note_start)
-    freshness = Freshness(gateway.consensus)
+    freshness = Freshness(gateway.consensus, detour=gateway.forwarder.stand_in)
     for spec in collect_routes() if routes is None else routes:
         app.router.add_route(spec.method, spec.path, endpoint(spec, freshness))
     return app

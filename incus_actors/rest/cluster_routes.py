@@ -56,7 +56,7 @@ def routes() -> list[RouteSpec]:
     """Return the routes of this module."""
     return [
         RouteSpec("GET", "/1.0/cluster", get_cluster, consistency="fallback"),
-        RouteSpec("PUT", "/1.0/cluster", put_cluster, access="admin"),
+        RouteSpec("PUT", "/1.0/cluster", put_cluster, access="admin", own=True),
         RouteSpec("PUT", "/1.0/cluster/certificate", put_certificate, access="admin"),
         RouteSpec("GET", "/1.0/cluster/members", get_members, consistency="fallback"),
         RouteSpec("POST", "/1.0/cluster/members", post_members, access="admin"),

@@ -43,6 +43,8 @@ class RouteSpec:
         "fallback" the same, but without a quorum the handler runs on what is here; "local" never a barrier.
     forward: "target" ?target=<member> sends the whole request to that member (unknown: 404 "Cluster member not
         found"); "instance" the member that has the instance `{name}` of the request's project gets the request.
+    own: without ?target= the request is about the member that is asked, so no other stands in while that one is cut off
+        from the leader (gateway/detour.py); nor does one for access "member".
     during_shutdown: answer also while the daemon stops (operations, events, internal).
     upgrades: how many websockets the client connects next, as a rule: the ways to a member that has the instance
         are made at once.
@@ -55,6 +57,7 @@ class RouteSpec:
     consistency: Consistency = "linearizable"
     forward: Forward = "none"
     project_scoped: bool = False
+    own: bool = False
     during_shutdown: bool = False
     upgrades: int = 0
 

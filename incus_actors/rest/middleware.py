@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,18 +118,29 @@ def authorize_shared(request: web.Request, spec: RouteSpec, who: Caller, routing
 # -- is our state fresh ------------------------------------------------------------------------------------------------
 
 
+class LeaderElsewhereError(UnavailableError):
+    """Nobody leads as far as we can see, but `member_id` follows a leader: nothing was done yet, so let it answer."""
+
+    def __init__(self, member_id: int) -> None:
+        super().__init__("no available leader found")
+        self.member_id = member_id
+
+
 @dataclass
 class Freshness:
-    """Read barriers of one daemon, and when the last one succeeded."""
+    """Read barriers of one daemon, and when the last one succeeded. `detour()` gives the member that could answer a
+    request while only we are cut off from the leader, or 0."""
 
     consensus: Consensus
     confirmed_at: float = 0.0
+    detour: Callable[[], int] = lambda: 0
+    cut_off: bool = False  #: the last barrier failed, and another member could have answered
 
     async def barrier(self, request: web.Request, spec: RouteSpec) -> dict[str, str]:
         """Make the state linearizable for this request; return the headers that say otherwise if it isn't.
 
         Raises UnavailableError, naming who is missing, when nobody leads within a second (a write: for longer, as long
-        as somebody could).
+        as somebody could); LeaderElsewhereError when another member would do.
         """
         if spec.consistency == "local":
             return {}
@@ -138,16 +150,23 @@ class Freshness:
         wait_s = BARRIER_S if request.method == hdrs.METH_GET else WRITE_BARRIER_S
         if fallback and not self.consensus.status().leader and self.confirmed_at < time.monotonic() - BARRIER_S:
             wait_s = FALLBACK_AGAIN_S
+        may_detour = _may_detour(request, spec)
+        if may_detour and self.cut_off and self.detour():
+            wait_s = FALLBACK_AGAIN_S
         try:
-            await self._confirm(wait_s)
+            await self._confirm(wait_s, may_detour=may_detour)
         except UnavailableError as reason:
+            instead = self.detour() if may_detour else 0
+            if instead:
+                self.cut_off = True
+                raise LeaderElsewhereError(instead) from reason
             if fallback:
                 return self._stale_headers()
             raise no_quorum(self.consensus, request.app[GATEWAY].routing, reason) from reason
-        self.confirmed_at = time.monotonic()
+        self.confirmed_at, self.cut_off = time.monotonic(), False
         return {}
 
-    async def _confirm(self, wait_s: float) -> None:
+    async def _confirm(self, wait_s: float, *, may_detour: bool = False) -> None:
         deadline = time.monotonic() + wait_s
         slice_s = min(wait_s, HOPELESS_S)
         while True:
@@ -157,7 +176,7 @@ class Freshness:
             except UnavailableError:
                 now = time.monotonic()
                 refused = now - begin < slice_s / 2  # an answer, and not that nobody leads yet
-                if refused or now >= deadline or _in_vain(self.consensus.status()):
+                if refused or now >= deadline or _in_vain(self.consensus.status()) or (may_detour and self.detour()):
                     raise
                 slice_s = min(deadline - now, LOOK_AGAIN_S)
             else:
@@ -167,6 +186,12 @@ class Freshness:
         status = self.consensus.status()
         age_ms = status.age_ms(time.monotonic_ns() // 1_000_000)
         return {STALE_HEADER: "true", INDEX_HEADER: str(status.applied), AGE_HEADER: str(age_ms)}
+
+
+def _may_detour(request: web.Request, spec: RouteSpec) -> bool:
+    who = caller_of(request)
+    own = spec.access == "member" or (spec.own and not request.query.get("target"))
+    return not (own or who.detoured or who.forwarded)
 
 
 def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) -> UnavailableError:
@@ -232,7 +257,10 @@ def endpoint(spec: RouteSpec, freshness: Freshness) -> Handler:
         who = caller_of(request)
         if not (spec.access == "metrics" and _for_everybody(gateway)):
             authorize(request, spec, who)
-        headers = await freshness.barrier(request, spec) if who.trusted else {}
+        try:
+            headers = await freshness.barrier(request, spec) if who.trusted else {}
+        except LeaderElsewhereError as better:
+            return await gateway.forwarder.detour(request, better.member_id, upgrades=spec.upgrades)
         authorize_shared(request, spec, who, gateway.routing)
         member_id = _elsewhere(request, spec, gateway, who)
         if member_id is not None:

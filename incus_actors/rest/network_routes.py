@@ -39,7 +39,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("PATCH", _ONE, patch_network, access="admin"),
         RouteSpec("POST", _ONE, post_network, access="admin"),
         RouteSpec("DELETE", _ONE, delete_network, access="admin"),
-        RouteSpec("GET", f"{_ONE}/state", get_network_state, project_scoped=True, forward="target"),
+        RouteSpec("GET", f"{_ONE}/state", get_network_state, project_scoped=True, forward="target", own=True),
         RouteSpec("GET", f"{_ONE}/leases", get_network_leases, project_scoped=True),
         RouteSpec("GET", "/1.0/network-allocations", get_allocations, project_scoped=True),
     ]

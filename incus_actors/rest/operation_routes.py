@@ -178,6 +178,10 @@ async def follow_events(request: web.Request) -> web.StreamResponse:
     types, projects = _types_of(request), _projects_of(request)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise BadRequestError("websocket: the client is not using the websocket protocol")
+    forwarder, who = gateway(request).forwarder, caller(request)
+    if not who.detoured and not who.forwarded and (instead := forwarder.stand_in()):
+        # The leader's own events don't come here now, and clients wait for the ends of operations by events.
+        return await forwarder.detour(request, instead)
 
     def drop() -> None:
         if request.transport is not None:

@@ -34,11 +34,14 @@ def routes() -> list[RouteSpec]:
 async def get_server(request: web.Request) -> web.StreamResponse:
     """GET /1.0: everybody sees something, trusted callers all of it."""
     who = caller(request)
-    info = gateway(request).services.server
+    here = gateway(request)
+    info = here.services.server
     if not who.trusted or who.metrics_only:
         return sync(info.untrusted())
     method = "unix" if who.protocol == "unix" else "tls"
     server = info.server(user=who.username or who.fingerprint or "", method=method, project=project_of(request))
+    if who.detoured:  # we say who we are, but the configuration, and with it the ETag, is that of the asked member
+        server.config = here.services.config.effective(who.detoured)
     if who.projects is not None:
         server.config = {}
     return sync(server, etag=etag_of(server.config))
@@ -60,7 +63,7 @@ async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
     service = here.services.config
     change = service.patch if patch else service.replace
     conditional = partial(check_etag, request) if request.headers.get("If-Match") else None
-    changed = await change(body.config, expect=conditional)
+    changed = await change(body.config, expect=conditional, member_id=caller(request).detoured)
     if changed:
         here.events.lifecycle("config-updated", "/1.0", caller=caller(request))
     return sync()

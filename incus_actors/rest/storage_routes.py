@@ -36,7 +36,7 @@ def routes() -> list[RouteSpec]:
         RouteSpec("PUT", _ONE, put_pool, access="admin", forward="target"),
         RouteSpec("PATCH", _ONE, patch_pool, access="admin", forward="target"),
         RouteSpec("DELETE", _ONE, delete_pool, access="admin"),
-        RouteSpec("GET", f"{_ONE}/resources", get_pool_resources, forward="target"),
+        RouteSpec("GET", f"{_ONE}/resources", get_pool_resources, forward="target", own=True),
     ]
 
 

@@ -43,9 +43,9 @@ def routes() -> list[RouteSpec]:
     """Return the routes of this module."""
     return [
         RouteSpec("GET", ALL, get_volumes, project_scoped=True),
-        RouteSpec("POST", ALL, post_volumes, project_scoped=True, forward="target"),
+        RouteSpec("POST", ALL, post_volumes, project_scoped=True, forward="target", own=True),
         RouteSpec("GET", OF_TYPE, get_volumes, project_scoped=True),
-        RouteSpec("POST", OF_TYPE, post_volumes, project_scoped=True, forward="target"),
+        RouteSpec("POST", OF_TYPE, post_volumes, project_scoped=True, forward="target", own=True),
         RouteSpec("GET", ONE, get_volume, project_scoped=True),
         RouteSpec("PUT", ONE, here(put_volume), project_scoped=True),
         RouteSpec("PATCH", ONE, here(patch_volume), project_scoped=True),

@@ -74,9 +74,9 @@ class ServerConfigService:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def effective(self) -> dict[str, str]:
-        """Return what `GET /1.0` shows: global keys and this member's own, without defaults and secrets."""
-        return trust_password.masked(queries.server_config(self._database, self._identity.member_id))
+    def effective(self, member_id: int = 0) -> dict[str, str]:
+        """Return what `GET /1.0` shows: global keys and those of a member (0: this one), without defaults and secrets."""
+        return trust_password.masked(queries.server_config(self._database, member_id or self._identity.member_id))
 
     def value(self, key: str) -> str:
         """Return the value in effect on this member: what is set, or the default, or ""."""
@@ -123,20 +123,35 @@ class ServerConfigService:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    async def replace(self, values: Mapping[str, str] | None, *, expect: Expect | None = None) -> frozenset[str]:
+    async def replace(
+        self, values: Mapping[str, str] | None, *, expect: Expect | None = None, member_id: int = 0
+    ) -> frozenset[str]:
         """PUT: keys that are absent go back to their defaults, except `user.*`. Return the names that changed.
 
-        Raises BadRequestError (unknown key or bad value), MemberError (500: an address that can't be bound, a
-        cluster address that would change), PreconditionFailedError.
+        `member_id`: for whom we stand in (0: nobody); that one's own keys must stay as they are. Raises BadRequestError
+        (unknown key or bad value), MemberError (500: an address that can't be bound, a cluster address that would
+        change), PreconditionFailedError.
         """
-        return await self._change(values or {}, keep_absent=config_keys.is_user_key, expect=expect, whole=True)
+        keep = config_keys.is_user_key
+        return await self._change(values or {}, keep_absent=keep, expect=expect, whole=True, stands_for=member_id)
 
-    async def patch(self, values: Mapping[str, str] | None, *, expect: Expect | None = None) -> frozenset[str]:
+    async def patch(
+        self, values: Mapping[str, str] | None, *, expect: Expect | None = None, member_id: int = 0
+    ) -> frozenset[str]:
         """PATCH: keys that are absent stay. Return the names that changed. Raises as `replace`."""
-        return await self._change(values or {}, keep_absent=lambda _: True, expect=expect, whole=expect is not None)
+        whole = expect is not None
+        return await self._change(
+            values or {}, keep_absent=lambda _: True, expect=expect, whole=whole, stands_for=member_id
+        )
 
     async def _change(
-        self, values: Mapping[str, str], *, keep_absent: Callable[[str], bool], expect: Expect | None, whole: bool
+        self,
+        values: Mapping[str, str],
+        *,
+        keep_absent: Callable[[str], bool],
+        expect: Expect | None,
+        whole: bool,
+        stands_for: int,
     ) -> frozenset[str]:
         try:
             given = config_keys.canonical_server_values(values)
@@ -145,7 +160,7 @@ class ServerConfigService:
         given = await trust_password.stored(given, queries.global_config(self._database).get(trust_password.KEY, ""))
 
         async def attempt() -> frozenset[str]:
-            member_id = self._identity.member_id
+            member_id = stands_for or self._identity.member_id
             shared = queries.global_config(self._database)
             local = queries.member_config(self._database, member_id)
             if expect is not None:
@@ -154,6 +169,8 @@ class ServerConfigService:
             wanted = config_keys.merged(wanted, given.items())
             new_shared = {key: value for key, value in wanted.items() if not config_keys.is_local(key)}
             new_local = {key: value for key, value in wanted.items() if config_keys.is_local(key)}
+            if stands_for and new_local != local:
+                raise MemberError("The member is cut off: its own keys can't be changed through another one now")
             moved_to = await self._check_addresses(local, new_local)
             old = {**shared, **local}
             changed = frozenset(key for key in old.keys() | wanted.keys() if old.get(key) != wanted.get(key))

@@ -335,7 +335,7 @@ async def test_a_member_hears_of_us_as_soon_as_there_is_a_way(tmp_path: Path) ->
             lambda: HeartbeatActor(
                 tables[node.id],
                 peers=lambda: (1, 2),
-                own=lambda: OwnFacts(node.id, 0, 0, 0),
+                own=lambda: OwnFacts(node.id, 0, 0, 0, leader=2),
                 version=("1", 1, 1),
                 incarnation=1,
                 interval_s=3600,
@@ -347,6 +347,8 @@ async def test_a_member_hears_of_us_as_soon_as_there_is_a_way(tmp_path: Path) ->
             await node.system.start_child(heartbeat(node))
         of_b = tables[1].view()[2]
         await until(lambda: of_b.beat is not None)
+        assert of_b.beat is not None
+        assert of_b.beat.leader == 2, "who is cut off from the leader alone must know who is not"
         beats = len(of_b.intervals_s)
         b.system.ref(HEARTBEAT_PATH).tell(LinkUp(1))
         await until(lambda: len(of_b.intervals_s) == beats + 1)

@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 
 import pytest
+from cluster_kit import until
 from instance_kit import machines
 
+from incus_actors.actors import placement
 from incus_actors.errors import BadRequestError, ForbiddenError, NotFoundError
 
 
@@ -47,6 +49,17 @@ async def test_instances_that_are_asked_for_at_once_are_spread(tmp_path):
         wishes = [m.instances.placer.place("", f"c{i}") for i, m in enumerate(members * 12)]
         places = await asyncio.gather(*wishes)
     assert Counter(place[0] for place in places) == {1: 12, 2: 12, 3: 12}
+
+
+async def test_a_member_that_does_not_answer_the_leader_comes_last(tmp_path, monkeypatch):
+    """Its own heartbeats may still reach who asks, but it could not write what it has made."""
+    monkeypatch.setattr(placement, "AWAY_AFTER_MS", 500)
+    async with machines(tmp_path, 3, clustered=True) as (first, second, third):
+        assert (await second.instances.placer.place("", "c1"))[0] == 1
+        assert (await second.instances.placer.place("", "c2"))[0] == 2
+        third.server.cut_off()
+        await until(lambda: any(p.last_contact_ms > 500 for p in first.server.consensus.status().peers))
+        assert await second.instances.placer.place("", "c3") == [1, 2, 3]
 
 
 async def test_without_a_leader_the_known_rows_decide(tmp_path):

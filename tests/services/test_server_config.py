@@ -47,6 +47,21 @@ async def test_local_keys_belong_to_this_member_and_others_to_all(kit):
     assert kit.services.config.configured("core.https_address") == "127.0.0.1:9"
 
 
+async def test_a_member_that_stands_in_for_another_shows_and_keeps_that_ones_own_keys(kit):
+    config = kit.services.config
+    await config.patch({"core.https_address": "127.0.0.1:9"})
+    await kit.add_member(2, "node2")
+    await kit.sql("INSERT INTO node_server_config (node_id, key, value) VALUES (2, 'core.https_address', 'b:1')")
+    whole = config.effective(2)
+    assert whole == {"core.https_address": "b:1"}
+    await config.replace({**whole, "user.x": "y"}, member_id=2)
+    assert config.effective(2) == {"core.https_address": "b:1", "user.x": "y"}
+    assert config.effective() == {"core.https_address": "127.0.0.1:9", "user.x": "y"}
+    with pytest.raises(MemberError, match="cut off"):
+        await config.patch({"core.https_address": "127.0.0.1:10"}, member_id=2)
+    assert config.effective(2) == {"core.https_address": "b:1", "user.x": "y"}
+
+
 async def test_a_bad_value_changes_nothing(kit):
     config = kit.services.config
     with pytest.raises(BadRequestError, match=r"^cannot set 'foo.bar' to '1': unknown key$"):

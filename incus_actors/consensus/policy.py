@@ -211,7 +211,11 @@ def _drop_voters(view: _View, wanted: int) -> Changes:
 
 
 def _balance_standbys(view: _View, wanted: int, max_standby: int) -> Changes:
-    """Fill the standby places with who is online; who may soon vote stands by first."""
+    """Fill the standby places with who is online; who may soon vote stands by first.
+
+    An offline standby becomes a spare (rule 4) when a spare can take its place, and not before: its place is of no use
+    to anybody else, and it would cost two entries of the log, and time to be ready, once it is back.
+    """
     missing_voters = max(0, wanted - len(view.voters))
     offline_voters = sum(not view.online(member) for member in view.voters)
     places = max_standby + missing_voters

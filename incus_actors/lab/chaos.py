@@ -16,10 +16,11 @@ from typing import Any
 from incus_actors.lab import debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster
-from incus_actors.lab.disks import SmallDisk
-from incus_actors.lab.nemesis import Fault, Stage, choose
+from incus_actors.lab.disks import FreezableDisk, SmallDisk, can_loop
+from incus_actors.lab.nemesis import Fault, Stage
 from incus_actors.lab.processes import LabMember
 from incus_actors.lab.registers import Operation, RegisterClient, Registers
+from incus_actors.lab.schedule import NEED_LOOP, choose
 from incus_actors.lab.writers import Attempt, LostWrite, Writer, lost_writes
 
 FINAL_READS = 2
@@ -28,6 +29,7 @@ ALARMS = ("InvariantError", "DriverError", "two leaders in term", "acknowledges"
 #: counters that must stay 0 unless a fault damaged a disk
 COUNTERS = ("digest_mismatches", "chain_mismatches")
 HEAL_S = 120.0
+DISK_MIB = 192
 
 
 @dataclass
@@ -58,7 +60,7 @@ def run_chaos(
     lab = LabCluster.in_namespaces(members, prefix="cha")
     assert lab.network is not None
     assert lab.directory is not None
-    disks = {member.name: SmallDisk(member.directory, 192) for member in lab.members}
+    disks = _disks(lab.members)
     try:
         for disk in disks.values():
             disk.mount()
@@ -74,8 +76,21 @@ def run_chaos(
             _keep(lab, keep_logs)
         raise
     finally:
+        for disk in disks.values():
+            if isinstance(disk, FreezableDisk):
+                disk.thaw()  # whoever waits for a frozen one can't even be killed
         lab.destroy()
         debris.remove(lab.directory)
+
+
+def _disks(members: list[LabMember]) -> dict[str, SmallDisk | FreezableDisk]:
+    """Two members get disks that can hang and fail, where this machine can make such; the others' only run full."""
+    loops = 2 if can_loop() else 0
+    found: dict[str, SmallDisk | FreezableDisk] = {
+        member.name: FreezableDisk(member.directory, member.directory.with_suffix(".img"), DISK_MIB)
+        for member in members[:loops]
+    }
+    return found | {member.name: SmallDisk(member.directory, DISK_MIB) for member in members[loops:]}
 
 
 def _keep(lab: LabCluster, target: Path) -> None:
@@ -155,9 +170,10 @@ class _Writers:
 def _strike(stage: Stage, seconds: float, faults: list[str]) -> None:
     begin = time.monotonic()
     rng = stage.rng
+    can_hang = any(isinstance(disk, FreezableDisk) for disk in stage.disks.values())
     time.sleep(min(1.0, seconds / 10))
     while time.monotonic() - begin < seconds:
-        chosen: list[Fault] = [kind() for kind in choose(rng)]
+        chosen: list[Fault] = [kind() for kind in choose(rng, without=() if can_hang else NEED_LOOP)]
         begun: list[Fault] = []
         lasts = max(rng.uniform(*fault.lasts_s) for fault in chosen)
         try:
@@ -196,7 +212,7 @@ def _look_at_the_end(stage: Stage, registers: Registers, result: ChaosResult) ->
                 result.problems.append(f"{name} can't be read through {member.name} at the end: {problem}")
             else:
                 result.operations.append(Operation(name, "read", member.name, start, time.monotonic_ns(), result=value))
-    damaged = any("lost" in fault for fault in result.faults)
+    damaged = any(word in fault for fault in result.faults for word in ("lost", "damaged"))
     for member in stage.members:
         status: dict[str, Any] = member.client.get("/internal/raft")["status"]
         for name in COUNTERS:

@@ -24,17 +24,10 @@ def _run(*command: str, check: bool = True) -> None:
     subprocess.run(command, check=check, capture_output=True, text=True, timeout=60)
 
 
-@dataclass
-class SmallDisk:
-    """A tmpfs of some MiB on a member's state directory."""
+class _Fillable:
+    """What can run full: a mount on `directory`."""
 
     directory: Path
-    size_mib: int = 160
-
-    def mount(self) -> None:
-        """Make it; the directory must be empty."""
-        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        _run("mount", "-t", "tmpfs", "-o", f"size={self.size_mib}m,mode=711", "tmpfs", str(self.directory))
 
     def fill(self, *, attempts: int = 3) -> None:
         """Take all space that is left, also what is freed in the next moments."""
@@ -50,13 +43,26 @@ class SmallDisk:
         """Give the space back."""
         (self.directory / BALLOON).unlink(missing_ok=True)
 
+
+@dataclass
+class SmallDisk(_Fillable):
+    """A tmpfs of some MiB on a member's state directory."""
+
+    directory: Path
+    size_mib: int = 160
+
+    def mount(self) -> None:
+        """Make it; the directory must be empty."""
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _run("mount", "-t", "tmpfs", "-o", f"size={self.size_mib}m,mode=711", "tmpfs", str(self.directory))
+
     def unmount(self) -> None:
         """Remove it with everything on it; not there is fine."""
         _run("umount", "-l", str(self.directory), check=False)
 
 
 @dataclass
-class FreezableDisk:
+class FreezableDisk(_Fillable):
     """An ext4 file system in a file, on a member's state directory: writes to it can be made to hang."""
 
     directory: Path

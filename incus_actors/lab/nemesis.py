@@ -1,15 +1,14 @@
 """What breaks a cluster of real daemons, and mends it again: one class per fault.
 
-Owns the faults that it starts; chaos.py chooses them by its seed. Each says what it did, and `end` always leaves the
+Owns the faults that it starts, and what all faults have in common; those of disks are in disk_faults.py, and schedule.py says
+how often each strikes. Each says what it did, and `end` always leaves the
 machine as it was. Must never break more than a cluster can survive: a majority of disks stays honest.
 """
 
 from __future__ import annotations
 
 import random
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from incus_actors.lab.cluster import LabCluster, wait_for
-from incus_actors.lab.disks import SmallDisk
+from incus_actors.lab.disks import FreezableDisk, SmallDisk
 from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import LabMember
 
@@ -32,7 +31,7 @@ class Stage:
     cluster: LabCluster
     network: NetworkLab
     rng: random.Random
-    disks: dict[str, SmallDisk] = field(default_factory=dict)
+    disks: dict[str, SmallDisk | FreezableDisk] = field(default_factory=dict)
     say: Callable[[str], None] = print
     retire: Callable[[LabMember], None] = lambda _member: None  #: no client may ask it any more
     readmit: Callable[[LabMember], None] = lambda _member: None
@@ -251,36 +250,6 @@ class BusyCpu:
             burner.wait(timeout=10)
 
 
-class ForgetWrites:
-    """A disk that lied: the end of a killed member's log is gone, or all of its database."""
-
-    lasts_s: ClassVar = (0.0, 1.0)
-
-    def begin(self, stage: Stage) -> str:
-        """See Fault."""
-        stage.cluster.wait_until_healthy(60)  # the others must have everything: it may be the third copy
-        self.member = stage.victim()
-        self.member.kill()
-        database = self.member.directory / "database"
-        if stage.rng.random() < 0.3:
-            shutil.rmtree(database)
-            return f"{self.member.name} lost its database"
-        lost = stage.rng.randint(1, 40)
-        log = sqlite3.connect(database / "log.db")
-        with log:
-            last = log.execute("SELECT MAX(idx) FROM entries").fetchone()[0] or 0
-            log.execute("DELETE FROM entries WHERE idx > ?", (last - lost,))
-            log.execute("DELETE FROM configs WHERE idx > ?", (last - lost,))
-        log.close()
-        return f"{self.member.name} lost the last {lost} entries of its log"
-
-    def end(self, stage: Stage) -> None:
-        """See Fault."""
-        self.member.start()
-        self.member.wait_until_ready(60)
-        stage.cluster.wait_until_healthy(60)
-
-
 class RemoveMember:
     """A member is removed and joins again with a token."""
 
@@ -304,34 +273,3 @@ class RemoveMember:
         stage.cluster.join(self.member)
         stage.cluster.wait_until_healthy(60)
         stage.readmit(self.member)
-
-
-#: How often each is chosen. Those that need a whole cluster are never combined with another.
-WEIGHTS: dict[type[Fault], int] = {
-    Kill: 6,
-    PowerLoss: 1,
-    Stop: 3,
-    Pause: 5,
-    CutLink: 4,
-    Partition: 5,
-    ResetStorm: 3,
-    FullDisk: 3,
-    BusyCpu: 2,
-    ForgetWrites: 1,
-    RemoveMember: 1,
-}
-ALONE: frozenset[type[Fault]] = frozenset({PowerLoss, ForgetWrites, RemoveMember})
-#: Faults of the process, of which two at once would only undo each other.
-PROCESS: frozenset[type[Fault]] = frozenset({Kill, Stop, Pause, ResetStorm})
-
-
-def choose(rng: random.Random) -> list[type[Fault]]:
-    """Return one fault, at times two of different kinds that go together."""
-    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
-    first = rng.choices(kinds, weights)[0]
-    if first in ALONE or rng.random() < 0.7:
-        return [first]
-    second = rng.choices(kinds, weights)[0]
-    if second in ALONE or second is first or {first, second} <= PROCESS:
-        return [first]
-    return [first, second]

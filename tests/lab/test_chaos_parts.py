@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from pathlib import Path
 
 import pytest
 
 from incus_actors.cli.chaos import judge, summary
+from incus_actors.consensus.opening import check_state
 from incus_actors.lab.chaos import ChaosResult
 from incus_actors.lab.client import RequestFailedError
-from incus_actors.lab.nemesis import ALONE, PROCESS, WEIGHTS, choose
+from incus_actors.lab.disk_faults import damage_state, flip_bit
 from incus_actors.lab.registers import UNKNOWN_NS, Operation, Registers, happened_not
+from incus_actors.lab.schedule import ALONE, NEED_LOOP, PROCESS, WEIGHTS, choose
 from incus_actors.lab.writers import Attempt, LostWrite
 
 MS = 1_000_000
@@ -94,6 +98,8 @@ def test_the_same_seed_draws_the_same_faults() -> None:
     for kinds in drawn():
         assert len(kinds) == 1 or not ALONE & set(kinds)
         assert len(set(kinds) & PROCESS) <= 1
+    rng = random.Random(6)
+    assert not {kind for _ in range(500) for kind in choose(rng, without=NEED_LOOP)} & NEED_LOOP
 
 
 def test_registers_are_replaced_before_they_get_too_hard_to_judge() -> None:
@@ -104,3 +110,31 @@ def test_registers_are_replaced_before_they_get_too_hard_to_judge() -> None:
     for _ in range(10):
         registers.unclear("b")
     assert [registers.pick(), registers.pick()] == ["b", None]
+
+
+def state_file(tmp_path: Path) -> Path:
+    path = tmp_path / "global-1.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    with connection:
+        connection.execute("CREATE TABLE t (a TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 300,)] * 200)
+    connection.close()
+    return path
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut", "garbled"])
+def test_a_state_is_damaged_so_that_a_start_can_notice(tmp_path: Path, how: str) -> None:
+    path = state_file(tmp_path)
+    assert check_state(path) == ""
+    damage_state(path, how)
+    assert path.exists() is (how != "deleted")
+    if how != "deleted":
+        assert check_state(path) != ""
+
+
+def test_one_bit_is_flipped(tmp_path: Path) -> None:
+    path = tmp_path / "log.db-wal"
+    path.write_bytes(bytes(100))
+    assert flip_bit(path, 40, 3) == 40
+    assert path.read_bytes() == bytes(40) + b"\x08" + bytes(59)

@@ -1,0 +1,59 @@
+"""Which faults a nemesis run strikes with: how often each, and which go together.
+
+Owns the weights; chaos.py draws from them by its seed. Must never combine faults that could cost a majority its disks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+
+from incus_actors.lab import disk_faults as disks
+from incus_actors.lab import nemesis
+from incus_actors.lab.nemesis import Fault
+
+#: How often each is chosen. Those that need a whole cluster are never combined with another.
+WEIGHTS: dict[type[Fault], int] = {
+    nemesis.Kill: 6,
+    nemesis.PowerLoss: 1,
+    nemesis.Stop: 3,
+    nemesis.Pause: 5,
+    nemesis.CutLink: 4,
+    nemesis.Partition: 5,
+    nemesis.ResetStorm: 3,
+    nemesis.FullDisk: 3,
+    nemesis.BusyCpu: 2,
+    nemesis.RemoveMember: 1,
+    disks.ForgetWrites: 1,
+    disks.FlipBit: 1,
+    disks.DamageState: 1,
+    disks.HungDisk: 3,
+    disks.FailedDisk: 1,
+}
+ALONE: frozenset[type[Fault]] = frozenset(
+    {
+        nemesis.PowerLoss,
+        nemesis.RemoveMember,
+        disks.ForgetWrites,
+        disks.FlipBit,
+        disks.DamageState,
+        disks.HungDisk,
+        disks.FailedDisk,
+    }
+)
+#: Faults of the process, of which two at once would only undo each other.
+PROCESS: frozenset[type[Fault]] = frozenset({nemesis.Kill, nemesis.Stop, nemesis.Pause, nemesis.ResetStorm})
+#: Those that need a disk of which a lab can say when it answers.
+NEED_LOOP: frozenset[type[Fault]] = frozenset({disks.HungDisk, disks.FailedDisk})
+
+
+def choose(rng: random.Random, *, without: Collection[type[Fault]] = ()) -> list[type[Fault]]:
+    """Return one fault, at times two of different kinds that go together; none of `without`."""
+    weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in without}
+    first = rng.choices(list(weights), list(weights.values()))[0]
+    if first in ALONE or rng.random() < 0.7:
+        return [first]
+    second = rng.choices(list(weights), list(weights.values()))[0]
+    if second in ALONE or second is first or {first, second} <= PROCESS:
+        return [first]
+    return [first, second]

@@ -14,6 +14,7 @@ from pathlib import Path
 from incus_actors.errors import ClientError
 
 DEFAULT_DIRECTORY = "/var/lib/incus-actors"
+DEFAULT_MIN_FREE_MIB = 64
 
 
 def incus_directory() -> Path:
@@ -32,6 +33,9 @@ class Settings:
     verbose: bool = False
     log_format: str = "text"
     discoverable: bool = False  #: wait to be found on the local network, unless it is a member already
+    min_free_mib: int = (
+        DEFAULT_MIN_FREE_MIB  #: below this the database counts as low on disk and takes only what makes room
+    )
     instance_driver: str = "auto"  #: auto, lxc or process; from INCUS_ACTORS_DRIVER
 
     @property

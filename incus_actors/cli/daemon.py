@@ -15,7 +15,7 @@ import click
 
 from incus_actors import __version__
 from incus_actors.memory import keep_small
-from incus_actors.settings import DirectoryInUseError, Settings, incus_directory, lock_directory
+from incus_actors.settings import DEFAULT_MIN_FREE_MIB, DirectoryInUseError, Settings, incus_directory, lock_directory
 
 
 class Subcommands(click.Group):
@@ -46,6 +46,17 @@ class Subcommands(click.Group):
     help="Log lines for people or for machines (default: text on a terminal, json elsewhere)",
 )
 @click.option("--discoverable", is_flag=True, help="Wait to be found and joined to a cluster, unless in one already")
+@click.option(
+    "--min-free",
+    "min_free_mib",
+    type=click.IntRange(min=0),
+    default=DEFAULT_MIN_FREE_MIB,
+    envvar="INCUS_ACTORS_MIN_FREE_MIB",
+    show_envvar=True,
+    show_default=True,
+    metavar="MIB",
+    help="With less free space than this the database takes only what makes room",
+)
 @click.version_option(__version__, message="%(version)s")
 @click.pass_context
 def main(
@@ -56,6 +67,7 @@ def main(
     verbose: bool,
     log_format: str | None,
     discoverable: bool,
+    min_free_mib: int,
 ) -> None:
     """Run the incus_actors daemon in the foreground (state in $INCUS_DIR, default /var/lib/incus-actors)."""
     if context.invoked_subcommand is not None:
@@ -68,6 +80,7 @@ def main(
         verbose=verbose,
         log_format=log_format or ("text" if sys.stderr.isatty() and logfile is None else "json"),
         discoverable=discoverable,
+        min_free_mib=min_free_mib,
         instance_driver=os.environ.get("INCUS_ACTORS_DRIVER", "auto"),
     )
     try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from incus_actors.consensus.types import Limits
+from incus_actors.consensus.types import EntryKind, Limits
 from incus_actors.errors import BadRequestError
 from incus_actors.model.transaction import Transaction
 from incus_actors.state.codec import BodyError, encode_transaction
-from incus_actors.state.lint import LintError, check_transaction
+from incus_actors.state.lint import LintError, check_transaction, only_deletes
 
 PROPOSAL_ID_BYTES = 16
+FREEING_BYTES = 16 << 10  #: what is to make room must not take much itself
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Admission:
     limits: Limits
     refused: dict[str, int] = field(default_factory=dict)
 
-    def encode(self, transaction: Transaction, proposal_id: bytes | None) -> bytes:
-        """Return the body of the entry.
+    def encode(self, transaction: Transaction, proposal_id: bytes | None) -> tuple[EntryKind, bytes]:
+        """Return kind and body of the entry.
 
         Raises BadRequestError (LintError for what is not deterministic) for what may not be replicated.
         """
@@ -45,7 +46,7 @@ class Admission:
         if proposal_id is not None and len(proposal_id) != PROPOSAL_ID_BYTES:
             self._count("invalid")
             raise BadRequestError("A proposal id has 16 bytes")
-        return body
+        return _kind(transaction, body), body
 
     def _count(self, status: str) -> None:
         name = f"proposals_refused,status={status}"
@@ -54,3 +55,10 @@ class Admission:
     def counters(self, others: dict[str, int]) -> dict[str, int]:
         """Return the counters of the consensus thread together with ours."""
         return {name: others.get(name, 0) + self.refused.get(name, 0) for name in {**others, **self.refused}}
+
+
+def _kind(transaction: Transaction, body: bytes) -> EntryKind:
+    if transaction.schema:
+        return EntryKind.SCHEMA
+    frees = transaction.frees or only_deletes(transaction)
+    return EntryKind.DELETE if frees and len(body) <= FREEING_BYTES else EntryKind.SQL

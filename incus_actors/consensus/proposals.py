@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from incus_actors.consensus.leader import Leadership
 
 #: FEATURE is reserved: this release switches nothing on, and could not apply what would
-PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.CHECK})
+PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.CHECK, EntryKind.DELETE})
 #: what a full disk refuses; the rest is small and helps to get out of it
 DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
 #: a voter with less than this part of the least space can't be counted on to write anything

@@ -27,7 +27,7 @@ def refusal(answer: Resolve, status: ConsensusStatus) -> ApiError:
         case "disk_full":
             return UnavailableError(
                 "Failed to begin transaction: the disk of the database is full",
-                remedy="Free space below the state directory of a majority of the database members.",
+                remedy="Free space below the state directory of a majority of the database members; deletions still work.",
             )
         case _:
             return no_leader(status)

@@ -201,8 +201,7 @@ class ConsensusRuntime(Consensus):
 
         Raises BadRequestError (LintError) for what may not be replicated, UnavailableError, OutcomeUnknownError.
         """
-        body = self._admission.encode(transaction, proposal_id)
-        kind = EntryKind.SCHEMA if transaction.schema else EntryKind.SQL
+        kind, body = self._admission.encode(transaction, proposal_id)
         if proposal_id is not None:
             return await self._propose(kind, body, timeout_s, proposal_id)
         outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())

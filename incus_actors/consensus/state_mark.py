@@ -157,6 +157,7 @@ def _durable(core: Core) -> DurableState:
         applied=max(core.applied, base.index),
         incarnation=core.incarnation,
         amnesia=core.amnesia,
+        sqlite_version=core.sqlite_version,
     )
 
 

@@ -45,6 +45,7 @@ class EntryKind(IntEnum):
     EXPIRE = 4
     FEATURE = 5
     CHECK = 6
+    DELETE = 7  #: SQL that makes room, so it is taken when disks are low (CONSENSUS 3.4)
 
 
 @dataclass(frozen=True, slots=True)

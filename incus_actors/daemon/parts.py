@@ -31,6 +31,7 @@ from incus_actors.actors.storage import StorageActor
 from incus_actors.actors.system import ActorSystem
 from incus_actors.actors.transport import transport_spec
 from incus_actors.consensus.runtime import ConsensusRuntime
+from incus_actors.consensus.types import Limits
 from incus_actors.daemon.cluster_hooks import DaemonHooks
 from incus_actors.daemon.journal import RoleJournal
 from incus_actors.daemon.state_setup import own_architecture, prepare_state
@@ -127,7 +128,8 @@ class _Core:
 def _build_core(settings: Settings) -> _Core:
     directory = settings.directory
     lanes = Lanes(directory)
-    consensus = ConsensusRuntime(settings.database_directory, lanes.lane_factory)
+    limits = Limits(min_free_kib=settings.min_free_mib << 10)
+    consensus = ConsensusRuntime(settings.database_directory, lanes.lane_factory, limits=limits)
     database = consensus.database
     identity = Identity(database=lambda: database, member_id=lambda: consensus.member_id, hostname=socket.gethostname())
     events = EventHub(location=lambda: identity.location)

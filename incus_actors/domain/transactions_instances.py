@@ -173,7 +173,7 @@ def set_phase(instance_id: int, node_id: int, old: str, new: str) -> Transaction
         "phase",
     )
     step = set_keys(instance_id, node_id, {PHASE_KEY: new})
-    return Transaction(step.statements, (*step.guards, guard), TOPICS)
+    return Transaction(step.statements, (*step.guards, guard), TOPICS, frees=new == "deleting")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def set_phase(volume_id: int, node_id: int, old: str, new: str) -> Transaction:
                 (volume_id, PHASE_KEY, new),
             )
         )
-    return Transaction(tuple(statements), (_here(volume_id, node_id), _phase_guard(volume_id, old)), TOPICS)
+    guards = (_here(volume_id, node_id), _phase_guard(volume_id, old))
+    return Transaction(tuple(statements), guards, TOPICS, frees=new.startswith(DELETING))
 
 
 def update(
@@ -268,7 +269,8 @@ def set_snapshot_phase(snapshot_id: int, old: str, new: str) -> Transaction:
         expected,
         "busy",
     )
-    return Transaction(tuple(statements), (_snapshot_there(snapshot_id), busy), TOPICS)
+    guards = (_snapshot_there(snapshot_id), busy)
+    return Transaction(tuple(statements), guards, TOPICS, frees=new.startswith(DELETING))
 
 
 def _snapshot_there(snapshot_id: int) -> Guard:

@@ -31,7 +31,7 @@ from incus_actors.state.whole_hash import whole_hash
 log = logging.getLogger(__name__)
 
 # The numbers of consensus.types.EntryKind, which this layer may not import.
-NOOP, CONFIG, SQL, SCHEMA, EXPIRE, CHECK = 0, 1, 2, 3, 4, 6
+NOOP, CONFIG, SQL, SCHEMA, EXPIRE, CHECK, DELETE = 0, 1, 2, 3, 4, 6, 7
 
 _EMPTY: Final = b"\0" * 8
 TOO_OLD: Final = "proposal is older than the memory of answered proposals"
@@ -202,7 +202,7 @@ class Applier:
             raise ApplyError(f"entry {record.index} can't follow {before.index}")
         horizon_ms = before.horizon_ms
         digest = before.digest
-        if record.kind in {SQL, SCHEMA, EXPIRE, CHECK}:
+        if record.kind in {SQL, SCHEMA, EXPIRE, CHECK, DELETE}:
             outcome = self._answered(record, before, batch)
             if outcome is None:
                 if record.kind == EXPIRE:

@@ -1,6 +1,6 @@
 """Transactions and outcomes as bytes: positional msgpack, the same bytes on every machine.
 
-Owns the bodies of SQL, SCHEMA and EXPIRE log entries and the stored results; used where a transaction is proposed
+Owns the bodies of SQL, DELETE, SCHEMA and EXPIRE log entries and the stored results; used where a transaction is proposed
 and where it is applied. Must never change what an old body means: logs outlive releases, so version first.
 """
 
@@ -79,7 +79,7 @@ def _check_values(parameters: _Row) -> None:
 
 
 def decode_transaction(body: bytes, *, schema: bool) -> Transaction:
-    """Return the transaction of an SQL or SCHEMA entry. Raises BodyError."""
+    """Return the transaction of an SQL, DELETE or SCHEMA entry. Raises BodyError."""
     try:
         found = _body_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:

@@ -69,6 +69,12 @@ def check_transaction(transaction: Transaction) -> None:
             raise LintError(f"Guard refused: {problem}: {_short(guard.sql)}")
 
 
+def only_deletes(transaction: Transaction) -> bool:
+    """Whether all that this transaction does to rows is to remove them."""
+    verbs = {_verb(statement.sql) for statement in transaction.statements}
+    return "DELETE" in verbs and verbs <= {"DELETE", "SELECT"}
+
+
 def _short(sql: str) -> str:
     return " ".join(sql.split())[:120]
 

@@ -123,6 +123,10 @@ def test_low_disk_on_a_majority_refuses_data_but_not_what_frees_space() -> None:
     world.step(1, ev.Propose(pid(2), EntryKind.EXPIRE, b"x", 0, FAR))
     world.settle()
     assert world.status(1, pid(2)) == "applied"
+    world.step(1, ev.Propose(pid(4), EntryKind.DELETE, b"x", 0, FAR))
+    world.step(2, ev.Propose(pid(5), EntryKind.DELETE, b"x", 0, FAR))
+    world.settle()
+    assert (world.status(1, pid(4)), world.status(2, pid(5))) == ("applied", "applied")
     world.run(200)
     world.propose(1, 3)
     world.settle()

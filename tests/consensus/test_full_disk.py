@@ -84,11 +84,15 @@ async def test_a_full_disk_loses_nothing_and_ends_by_itself(small: Path) -> None
 async def test_a_member_low_on_space_says_so_and_comes_back(small: Path) -> None:
     async with standalone(small / "database", limits=Limits(min_free_kib=4096)) as runtime:
         await applied(runtime, TABLE)
+        await applied(runtime, blob(0))
         (small / "balloon").write_bytes(b"\0" * (9 << 20))
         await asyncio.sleep(1.2)
         with pytest.raises(UnavailableError, match="the disk of the database is full"):
             await runtime.propose(blob(1), timeout_s=1.0)
         assert await runtime.read_barrier() > 0
+        assert (await runtime.propose(Transaction((Statement("DELETE FROM t WHERE a = 0"),)))).changed == (1,)
+        first = Transaction((Statement("UPDATE t SET a = -1 WHERE a = 5"),), frees=True)
+        assert (await runtime.propose(first)).applied
         (small / "balloon").unlink()
         await asyncio.sleep(1.2)
         assert (await runtime.propose(blob(1))).applied

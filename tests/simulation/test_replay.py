@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ class Recorded(World):
     """A world that remembers what each core heard and did."""
 
     def start(self, member: int):  # type: ignore[no-untyped-def]
+        machine = self.machines[member]
+        machine.durable = replace(machine.durable, sqlite_version=f"3.{40 + member}.0")
         core = super().start(member)
         self.__dict__.setdefault("histories", {})[member] = History(
             lambda whole: mark_of(core, core.rng, whole=whole), lambda: is_quiet(core)
@@ -68,6 +71,7 @@ def lived(seed: int = 1, *, limits: Limits | None = None) -> Recorded:
             world.isolate(3)
             world.run(400)
             world.heal()
+        world.step(3, ev.LinkUp(leader))
         if round_ == 3:
             world.step(leader, ev.Transfer(7, 2))
         world.run(900)

@@ -17,13 +17,13 @@ import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
 
 from incus_actors.clock import Clock
 from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.api import RoleChange
 from incus_actors.consensus.apply_thread import ApplyDone, ApplyTrouble
+from incus_actors.consensus.driver_ports import CoreStep, LogWriter, Maintenance, StateWriter
 from incus_actors.consensus.history import History
 from incus_actors.consensus.lane import RaftLane
 from incus_actors.consensus.last_words import leave_word, superseded_text, write_history
@@ -32,7 +32,7 @@ from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.measure import Samples
 from incus_actors.consensus.messages import Envelope
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Incoming, Notice
-from incus_actors.consensus.types import Configuration, Entry, Index, Member, MemberId
+from incus_actors.consensus.types import Configuration, Index, Member, MemberId
 
 log = logging.getLogger(__name__)
 
@@ -44,51 +44,6 @@ _DISK_CHECK_MS = 1000
 
 class DriverError(Exception):
     """The core asked for something that would break a promise; a bug, so the process stops."""
-
-
-class CoreStep(Protocol):
-    """The part of core.Core that the driver calls."""
-
-    def step(self, now_ms: int, event: ev.Event, /) -> list[fx.Effect]:
-        """Take one event, return what to do."""
-
-    def next_deadline_ms(self) -> int:
-        """Return when the next Tick will have something to do."""
-
-
-class LogWriter(Protocol):
-    """The part of LogThread that the driver calls."""
-
-    def submit(self, write: fx.WriteLog) -> None:
-        """Queue a write; answered by LogDone or LogTrouble."""
-
-    def depth(self) -> int:
-        """Return how many writes wait."""
-
-    def witness_lag(self) -> int:
-        """Return how many durable entries the witness would not know of after a power cut."""
-
-
-class StateWriter(Protocol):
-    """The part of ApplyThread that the driver calls."""
-
-    def submit(self, entries: tuple[Entry, ...]) -> None:
-        """Queue entries; answered by ApplyDone or ApplyTrouble."""
-
-    def depth(self) -> int:
-        """Return how many batches wait."""
-
-
-class Maintenance(Protocol):
-    """Compaction and snapshots (snapshot_files.py); each answers later by an event through `Driver.handle`."""
-
-    def carry_out(self, effect: MaintenanceEffect) -> None:
-        """Begin the work."""
-
-
-MaintenanceEffect: TypeAlias = (
-    fx.Compact | fx.TakeSnapshot | fx.ReadSnapshotChunk | fx.StoreSnapshotChunk | fx.InstallSnapshot
-)
 
 
 class Driver:

@@ -22,7 +22,8 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.apply_thread import ApplyThread
-from incus_actors.consensus.driver import Driver, DriverError, MaintenanceEffect
+from incus_actors.consensus.driver import Driver, DriverError
+from incus_actors.consensus.driver_ports import MaintenanceEffect
 from incus_actors.consensus.log_store import LogFullError, LogStore, sync_directory
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.messages import SnapshotOffer

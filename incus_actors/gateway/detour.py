@@ -57,5 +57,5 @@ class Detours:
     def _chosen(self, member_id: int) -> int:
         if member_id and member_id != self._last:
             _log.warning("the leader is out of reach: member %d is asked for what needs it", member_id)
-        self._last = member_id or self._last
+        self._last = member_id
         return member_id

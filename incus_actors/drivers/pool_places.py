@@ -37,13 +37,18 @@ class PoolPlaces:
         """Return the file of ours that stands for a disk where a pool has no other source."""
         return self._directory / "disks" / f"{pool.name}.img"
 
+    def _half_made_file(self, pool: PoolSpec) -> Path:
+        """Return where that file is until there is a file system on it."""
+        return self._file(pool).with_suffix(".new")
+
     def _is_on_file(self, pool: PoolSpec) -> bool:
         """Return whether a pool is, or will be, on its file."""
         return pool.config.get("source", "") in ("", str(self._file(pool)))
 
     def has_traces(self, pool: PoolSpec) -> bool:
         """Return whether something of a pool that a driver of ours made, or half made, may be here."""
-        return self._default_path(pool).exists() or self._file(pool).exists()
+        places = (self._default_path(pool), self._file(pool), self._half_made_file(pool))
+        return any(place.exists() for place in places)
 
     # --- volumes --------------------------------------------------------------------------------------------
 

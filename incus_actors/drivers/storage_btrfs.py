@@ -121,7 +121,7 @@ class BtrfsStorage(PathStorage):
             await self._mount(pool, str(file), target)
         await self._refuse_or_clear(pool, target)
         file.unlink(missing_ok=True)
-        half_made = file.with_suffix(".new")
+        half_made = self._half_made_file(pool)
         loop.make(half_made, loop.size_bytes(size))
         try:
             await commands.run("mkfs.btrfs", "-q", "-L", pool.name[:200], str(half_made))
@@ -220,6 +220,7 @@ class BtrfsStorage(PathStorage):
         if mounted:
             await mounts.unmount(target)
         if source == str(file):
+            self._half_made_file(pool).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
         elif not tools.is_uuid(source) and (Path(source) / _OWN_MARK).exists():
             await tools.delete_subvolume(Path(source))

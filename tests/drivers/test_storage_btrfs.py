@@ -100,15 +100,29 @@ async def test_a_pool_in_a_file_comes_grows_and_goes(driver, pool, tmp_path):
     assert not driver.pool_path(pool).exists()
 
 
-@pytest.mark.parametrize("stage", ["half-made", "complete", "mounted"])
-async def test_a_pool_that_was_interrupted_is_made_again(driver, tmp_path, stage):
-    file = tmp_path / "disks/p.img"
+@pytest.fixture(params=["half-made", "complete", "mounted"])
+def interrupted(request, driver, tmp_path):
+    """What is left of a pool "p" by a daemon that was killed while it made it."""
+    file, stage = tmp_path / "disks/p.img", request.param
     loop.make(file.with_suffix(".new") if stage == "half-made" else file, 200 << 20)
     if stage != "half-made":
         run("mkfs.btrfs", "-q", file)
     if stage == "mounted":
         driver.pool_path(PoolSpec("p")).mkdir(parents=True)
         run("mount", "-o", "loop", file, driver.pool_path(PoolSpec("p")))
+
+
+@pytest.mark.usefixtures("interrupted")
+async def test_a_pool_that_was_interrupted_is_removed(driver, tmp_path):
+    assert driver.has_traces(PoolSpec("p", "btrfs"))
+    await driver.delete_pool(PoolSpec("p", "btrfs"))
+    assert not driver.has_traces(PoolSpec("p", "btrfs"))
+    assert list((tmp_path / "disks").iterdir()) == []
+    assert loops_of(tmp_path) == mounts_naming(str(tmp_path)) == []
+
+
+@pytest.mark.usefixtures("interrupted")
+async def test_a_pool_that_was_interrupted_is_made_again(driver, tmp_path):
     pool = PoolSpec("p", "btrfs", await driver.create_pool(PoolSpec("p", "btrfs", {"size": "256MiB"})))
     assert (await driver.pool_usage(pool)).total_bytes == 256 << 20
     assert len(loops_of(tmp_path)) == len(mounts_naming(str(tmp_path))) == 1

@@ -181,7 +181,7 @@ class PoolKeeper:
         """Make our share. Raises ApiError with the driver's reason, which is also noted for other members."""
         async with self._working:
             current = self._current(row.id)
-            if current is None or (self._state(current), current.state) == (PoolState.CREATED, PoolState.CREATED):
+            if current is None or self._is_made(current):
                 return
             if self._state(current) is PoolState.ERRORED:
                 raise MemberError(self._reason(current, self._identity.member_id))
@@ -190,6 +190,12 @@ class PoolKeeper:
             except ApiError as error:
                 await self._note(current, str(error))
                 raise
+
+    def _is_made(self, row: PoolRow) -> bool:
+        """Return whether our share is there and recorded. When all shares are and the pool isn't, a member that had to
+        make one has left: to record ours once more completes the pool."""
+        others_to_come = any(state is not PoolState.CREATED for state in row.members.values())
+        return self._state(row) is PoolState.CREATED and (row.state is PoolState.CREATED or others_to_come)
 
     async def _make_now(self, row: PoolRow) -> None:
         member_id = self._identity.member_id

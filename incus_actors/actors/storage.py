@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 UNPACKS = 2  #: at a time; more only make each other slower
 BARRIER_S = 5.0
 AGAIN_S = 1.0
+REPAIR_AGAIN_S = 5.0
 
 
 class StorageActor(Actor):
@@ -89,8 +90,8 @@ class StorageActor(Actor):
         match message:
             case ForgetImages():
                 return Later(self._forget_images())
-            case RepairVolumes():
-                return Later(self._repair.all())
+            case RepairVolumes(abandoned):
+                return Later(self._repair_volumes(abandoned))
             case CreatePool() | UpdatePool() | DeletePool() | PoolUsage():
                 return Later(_answer(self._of_pool(message)))
         work = self._of_snapshot(message) or self._of_volume(message)
@@ -228,6 +229,12 @@ class StorageActor(Actor):
                 await asyncio.sleep(AGAIN_S)
         self.context.self_ref.tell(ForgetImages())
         self.context.self_ref.tell(RepairVolumes())
+
+    async def _repair_volumes(self, abandoned: int | None) -> None:
+        if abandoned is not None:
+            self._repair.abandoned.add(abandoned)
+        if not await self._repair.all():
+            self.context.tell_after(REPAIR_AGAIN_S, RepairVolumes())
 
 
 async def _answer(work: Coroutine[Any, Any, object]) -> object:

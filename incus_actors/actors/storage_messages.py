@@ -156,4 +156,7 @@ class ForgetImages:
 
 @dataclass(frozen=True, slots=True)
 class RepairVolumes:
-    """Finish or take back what a crash or a lost quorum interrupted."""
+    """Finish or take back what a crash or a lost quorum interrupted. `abandoned`: the id of a volume of this daemon's own
+    work that could not be taken back at once."""
+
+    abandoned: int | None = None

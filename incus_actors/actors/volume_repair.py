@@ -39,23 +39,27 @@ class VolumeRepair:
     """`abandoned`: ids of volumes of this daemon's own work that could not be taken back at once."""
 
     def __init__(self, host: Host, driver: Callable[[PoolSpec], StorageDriver]) -> None:
+        self.abandoned: set[int] = set()
         self._host = host
         self._driver = driver
 
-    async def all(self) -> None:
-        """Finish everything of this member; what fails is tried again with the next start."""
-        database = self._host.database()
+    async def all(self) -> bool:
+        """Finish everything of this member; return whether nothing failed, else it is to be tried again."""
+        database, complete = self._host.database(), True
         rows = queries.volumes(database, type_="custom", node_id=self._host.member_id())
         for row in rows:
             try:
-                if self._strange(row.phase):
+                if self._strange(row.phase) or (row.phase and row.id in self.abandoned):
                     await self.volume(row)
+                    self.abandoned.discard(row.id)
                     continue
                 for snapshot in queries.snapshots(database, [row.id]).get(row.id, []):
                     if self._strange(snapshot.phase):
                         await self.snapshot(row, snapshot)
             except (ApiError, OSError) as error:
-                _log.error("volume %s in storage pool %s can't be repaired: %s", row.name, row.pool, error)
+                _log.error("volume %s in storage pool %s can't be repaired yet: %s", row.name, row.pool, error)
+                complete = False
+        return complete
 
     def _strange(self, phase: str) -> bool:
         return bool(phase) and read_mark(phase)[1] != self._host.incarnation

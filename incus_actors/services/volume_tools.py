@@ -14,7 +14,7 @@ from typing import Any
 from incus_actors.actors.disks import spec_of
 from incus_actors.actors.host import STORAGE_PATH, Host
 from incus_actors.actors.ref import AskError
-from incus_actors.actors.storage_messages import DeleteVolume
+from incus_actors.actors.storage_messages import DeleteVolume, RepairVolumes
 from incus_actors.actors.system import ActorSystem
 from incus_actors.actors.volume_repair import read_mark
 from incus_actors.domain import transactions_volumes as transactions
@@ -184,12 +184,13 @@ class VolumeTools:
             raise
 
     async def take_back(self, row: VolumeRow) -> None:
-        """Remove a volume whose making failed: files first, then rows. What fails now is repaired at the next start."""
+        """Remove a volume whose making failed: files first, then rows. What fails now is tried again until it is done."""
         try:
             await self.ask(DeleteVolume(self.spec(row)))
             await self.propose(transactions.delete(row.id, self.host.member_id()))
         except (ApiError, OSError) as error:
             _log.warning("volume %s in storage pool %s is not taken back yet: %s", row.name, row.pool, error)
+            self.system.ref(STORAGE_PATH).tell(RepairVolumes(abandoned=row.id))
 
     def lifecycle(self, action: str, row: VolumeRow, caller: Any, *, name: str = "", suffix: str = "") -> None:
         """Tell everybody."""

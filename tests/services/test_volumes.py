@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
 from instance_kit import machines, until
 
+from incus_actors.actors import storage as storage_actor
 from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.drivers.base import DriverError, PoolSpec, RunStatus, VolumeSpec
 from incus_actors.errors import (
@@ -142,6 +144,23 @@ async def test_a_volume_that_cannot_be_made_leaves_nothing(machine, monkeypatch)
         await make(machine)
     assert machine.volumes.life.all_of("local", "default") == []
     assert machine.actions == []
+
+
+async def test_what_cannot_be_taken_back_at_once_is_taken_back_later(machine, monkeypatch):
+    async def fails(*_arguments, **_more):
+        raise DriverError("Input/output error")
+
+    monkeypatch.setattr(storage_actor, "REPAIR_AGAIN_S", 0.01)
+    with monkeypatch.context() as broken:
+        broken.setattr(machine.storage, "limit", fails)
+        broken.setattr(machine.storage, "delete_volume", fails)
+        with pytest.raises(DriverError, match="Input/output error"):
+            await make(machine)
+        await asyncio.sleep(0.05)
+        with pytest.raises(BadRequestError, match="is busy"):
+            await machine.volumes.life.delete(at("v1"))
+    await until(lambda: machine.volumes.life.all_of("local", "default") == [])
+    await make(machine)
 
 
 async def test_the_pool_gives_defaults(machine):

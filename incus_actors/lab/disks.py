@@ -16,6 +16,7 @@ from pathlib import Path
 
 BALLOON = "balloon"
 _CHUNK = b"\0" * 65536
+_ROUGHLY = 4 << 20  #: what a file system may need for itself when so much is reserved
 _SHUTDOWN = 0x8004587D  #: ioctl EXT4_IOC_SHUTDOWN
 _WITHOUT_FLUSHING = 2  #: EXT4_GOING_FLAGS_NOLOGFLUSH
 
@@ -34,6 +35,10 @@ class _Fillable:
         for attempt in range(attempts):
             try:
                 with (self.directory / BALLOON).open("ab", buffering=0) as balloon:
+                    space = os.statvfs(self.directory)
+                    most = space.f_bavail * space.f_frsize - _ROUGHLY
+                    if most > 0:  # reserved at once: a disk needs seconds to take as many bytes
+                        os.posix_fallocate(balloon.fileno(), balloon.tell(), most)
                     while True:
                         balloon.write(_CHUNK)
             except OSError:

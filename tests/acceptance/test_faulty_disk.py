@@ -141,7 +141,7 @@ def test_a_leader_whose_disk_hangs_steps_down_while_writes_go_on() -> None:
 @pytest.mark.skipif(not can_loop(), reason="no loop devices")
 @pytest.mark.may_skip
 def test_a_member_whose_fsync_fails_ends_with_its_own_code_and_comes_back() -> None:
-    lab = LabCluster.in_namespaces(3, prefix="acf")
+    lab = LabCluster.in_namespaces(3, prefix="acx")
     disks = {m.name: FreezableDisk(m.directory, m.directory.with_suffix(".img")) for m in lab.members}
     try:
         for disk in disks.values():

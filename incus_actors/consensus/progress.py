@@ -173,9 +173,12 @@ class Progress:
 
     def count_round(self, last: Index, now_ms: int) -> None:
         """End the catch-up round that has come to its goal; begin one if the member lacks something of a log that
-        ends at `last`. (Section 4.2.1 of Ongaro's dissertation; here they go on for as long as entries come.)"""
+        ends at `last`. (Section 4.2.1 of Ongaro's dissertation; here they go on for as long as entries come.) A round
+        in which nothing is lacking takes no time: an idle cluster forgets how long the one before took."""
         if self.round_goal and self.match >= self.round_goal:
             self.round_ms, self.round_goal = now_ms - self.round_began_ms, 0
+        elif not self.round_goal and self.match >= last:
+            self.round_ms = 0
         if not self.round_goal and self.match < last:
             self.round_goal, self.round_began_ms = last, now_ms
 

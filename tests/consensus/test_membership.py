@@ -336,6 +336,13 @@ def test_who_catches_up_too_slowly_is_no_candidate_for_a_vote() -> None:
     world.complete(2)
     world.settle()
     assert not ready(), "it took too long"
+    world.run(world.timing.heartbeat_standby_ms)
+    assert ready(), "nothing is lacking any more, and nothing comes: it must not wait for ever"
+    world.propose(1, 3)
+    world.run(world.timing.election_min_ms + 10)
+    world.complete(2)
+    world.settle()
+    assert not ready()
     world.slow_disks.clear()
     world.propose(1, 2)
     world.run(20)

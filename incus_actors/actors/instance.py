@@ -32,24 +32,17 @@ from incus_actors.actors.instance_messages import (
     Stop,
     Update,
 )
-from incus_actors.actors.storage_messages import (
-    ActivateVolume,
-    CreateVolume,
-    DeleteVolume,
-    RenameVolume,
-    ResizeVolume,
-)
+from incus_actors.actors.making import Making, volume_project
+from incus_actors.actors.storage_messages import ActivateVolume, RenameVolume, ResizeVolume
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import is_true, parse_size
 from incus_actors.domain.instances import check_hotplug
 from incus_actors.drivers.base import ExitNotice, InstanceSpec, RunStatus
 from incus_actors.errors import ApiError, BadRequestError, MemberError, NotFoundError
-from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries.instances import InstanceRecord
 
 _log = logging.getLogger(__name__)
 
-WORK_S = 3600.0  #: the longest that unpacking or removing a volume may take
 REPAIR_AGAIN_S = 5.0
 RESTARTS = 10  #: boot.autorestart: so many within RESTARTS_S
 RESTARTS_S = 60.0
@@ -63,6 +56,7 @@ class InstanceActor(Actor):
         self._id = instance_id
         self._clean_stop: CleanStop | None = None
         self._following = Following(host, self._follow)
+        self._making = Making(host, lambda: self.context.system.ref(STORAGE_PATH))
         self._restarts: list[float] = []
 
     async def started(self) -> None:
@@ -152,14 +146,7 @@ class InstanceActor(Actor):
         if record.phase != "creating":
             raise MemberError("The instance is already there")
         try:
-            volume = self._host.volume_of(record)
-            storage = self.context.system.ref(STORAGE_PATH)
-            with self._host.pins.hold(message.image.fingerprint):
-                create = CreateVolume(volume, message.image, message.progress)
-                await storage.ask(create, deadline_s=WORK_S)
-            spec = self._host.spec(record)
-            await self._host.driver.prepare(spec)
-            await self._host.commit(transactions.set_phase(self._id, record.node_id, "creating", ""))
+            volume = await self._making.make(record, message)
         except Exception:
             await self._undo_create()
             raise
@@ -182,39 +169,15 @@ class InstanceActor(Actor):
             self.context.stop()
             return
         if record.phase:
-            await self._mark_and_remove(record)
-
-    async def _mark_and_remove(self, record: InstanceRecord) -> None:
-        """First the row says "deleting", then the files go, then the row: a crash in between is repaired."""
-        try:
-            if record.phase != "deleting":
-                await self._host.commit(transactions.set_phase(record.id, record.node_id, record.phase, "deleting"))
             await self._remove(record)
+
+    async def _remove(self, record: InstanceRecord) -> None:
+        try:
+            await self._making.remove(record)
         except (ApiError, OSError):
             self.context.tell_after(REPAIR_AGAIN_S, Repair())
             raise
         self.context.stop()
-
-    async def _remove(self, record: InstanceRecord) -> None:
-        """Remove processes, files and rows of an instance that is marked "deleting"."""
-        spec = self._host.status_spec(record)
-        self._host.driver.unwatch(spec)
-        if self._host.driver.status(spec) not in (RunStatus.STOPPED, RunStatus.ERROR):
-            await self._host.driver.stop(spec, force=True)
-        try:
-            volume = self._host.volume_of(record)
-        except (BadRequestError, NotFoundError):
-            volume = None  # the pool is gone, and the volume with it
-        if volume is not None:
-            await self.context.system.ref(STORAGE_PATH).ask(DeleteVolume(volume), deadline_s=WORK_S)
-        await self._host.driver.delete(spec)
-        await self._host.commit(
-            transactions.delete(record.id, record.node_id, record.name, self._volume_project(record))
-        )
-
-    def _volume_project(self, record: InstanceRecord) -> int:
-        found = queries.effective_project(self._host.database(), record.project, "features.storage.volumes")
-        return found or record.project_id
 
     # --- start, stop, freeze --------------------------------------------------------------------------------
 
@@ -304,7 +267,7 @@ class InstanceActor(Actor):
         """Record the end of an instance; an ephemeral one goes away."""
         if record.ephemeral and not keep_power:
             self._tell_all(action, record, caller)
-            await self._mark_and_remove(record)
+            await self._remove(record)
             self._tell_all("instance-deleted", record, caller)
             return
         if not keep_power:
@@ -473,7 +436,9 @@ class InstanceActor(Actor):
         try:
             await self._host.driver.rename(old_spec, new_spec)
             await self._host.commit(
-                transactions.rename(self._id, record.node_id, record.name, message.name, self._volume_project(record))
+                transactions.rename(
+                    self._id, record.node_id, record.name, message.name, volume_project(self._host, record)
+                )
             )
         except Exception:
             await self._host.driver.rename(new_spec, old_spec)
@@ -489,5 +454,5 @@ class InstanceActor(Actor):
             raise BadRequestError("Instance is protected")
         if self._status(record) not in (RunStatus.STOPPED, RunStatus.ERROR):
             raise BadRequestError("Instance is running")
-        await self._mark_and_remove(record)
+        await self._remove(record)
         self._tell_all("instance-deleted", record, caller)

@@ -97,6 +97,8 @@ class Mortals:
 
     lab: LabCluster
     known: set[str] = field(default_factory=set)  #: commands that have been run
+    rounds: int = 0  #: commands that were to be interrupted
+    deaths: int = 0  #: of these, interrupted indeed
     _armings: int = 0
 
     def __post_init__(self) -> None:
@@ -147,6 +149,7 @@ class Mortals:
     def run(self, client: Any, command: list[str], doer: LabMember, victim: LabMember, death: Death) -> bool:
         """Run a command whose steps are those of `doer`; return whether `victim` died. What the command says doesn't
         count."""
+        self.rounds += 1
         running = threading.Thread(target=lambda: client.run(*command, timeout=90))
         with self.armed(doer, death.step, victim):
             running.start()
@@ -156,6 +159,7 @@ class Mortals:
                 time.sleep(0.2)  # what the members do after the answer
         if victim.running:
             return False
+        self.deaths += 1
         if not death.at_once:
             running.join(100)
         if death.again_at:

@@ -271,7 +271,7 @@ class Nemesis:
             found += host.disk.configurations()
             if host.core is not None:
                 found += [configuration for _, configuration in host.core.log.configurations]
-        return found
+        return found + [configuration for leader, configuration in self.world.unread if leader.frozen]
 
     def _damage(self, rng: random.Random, ms: int) -> str:
         host = self._target(rng, running=False)

@@ -105,6 +105,9 @@ class World:
         self.images: dict[str, Image] = {}
         self.images_made = 0
         self.tainted: set[bytes] = set()
+        self.unread: list[
+            tuple[Host, Configuration]
+        ] = []  #: changes asked of a frozen leader, which it begins when it thaws
         self.careless = plan.careless
         self.chaos = True
         self.asking = True
@@ -218,4 +221,6 @@ class World:
         target = tuple(sorted(members, key=lambda member: member.id))
         text = ", ".join(f"{member.id} {member.role}" for member in target)
         self.note("change", leader.id, text)
+        if leader.frozen:
+            self.unread.append((leader, Configuration(target)))
         self.ask(leader, lambda key: ev.ChangeConfiguration(key, target))

@@ -454,5 +454,6 @@ class InstanceActor(Actor):
             raise BadRequestError("Instance is protected")
         if self._status(record) not in (RunStatus.STOPPED, RunStatus.ERROR):
             raise BadRequestError("Instance is running")
+        await self._making.check_pool(record)
         await self._remove(record)
         self._tell_all("instance-deleted", record, caller)

@@ -6,12 +6,13 @@ crash interrupts is found by the mark and removed. Used by InstanceActor; must n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from incus_actors.actors.host import Host
 from incus_actors.actors.instance_messages import Create
 from incus_actors.actors.ref import ActorRef
-from incus_actors.actors.storage_messages import CreateVolume, DeleteVolume
+from incus_actors.actors.storage_messages import CheckPool, CreateVolume, DeleteVolume
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.drivers.base import RunStatus, VolumeSpec
 from incus_actors.errors import BadRequestError, NotFoundError
@@ -38,6 +39,11 @@ class Making:
         await self._host.driver.prepare(self._host.spec(record))
         await self._host.commit(transactions.set_phase(record.id, record.node_id, "creating", ""))
         return volume
+
+    async def check_pool(self, record: InstanceRecord) -> None:
+        """Raise UnavailableError if the pool of an instance is not there just now: only the row would go."""
+        with contextlib.suppress(BadRequestError, NotFoundError):  # the pool is gone, and the volume with it
+            await self._storage().ask(CheckPool(self._host.volume_of(record).pool), deadline_s=60)
 
     async def remove(self, record: InstanceRecord) -> None:
         """First the row says "deleting", then the files go, then the row. Raises ApiError, OSError: do it again then."""

@@ -42,6 +42,11 @@ class PoolWatch:
         if self._missing:
             self._wake.set()
 
+    def check(self, name: str) -> None:
+        """Raise UnavailableError if this pool is known to be missing."""
+        if any(pool.name == name and pool.id in self._missing for pool in self._pools()):
+            raise UnavailableError("Storage pool is unavailable on this server", remedy="See: incus warning list")
+
     async def mount(self) -> None:
         """Mount every pool and remove leftovers of a crash, before anybody works; what can't be done is noted."""
         for pool in self._pools():

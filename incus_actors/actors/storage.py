@@ -19,6 +19,7 @@ from incus_actors.actors.host import Host, pool_spec
 from incus_actors.actors.pool_watch import PoolWatch
 from incus_actors.actors.storage_messages import (
     ActivateVolume,
+    CheckPool,
     CopyVolume,
     CreatePool,
     CreateSnapshot,
@@ -90,6 +91,9 @@ class StorageActor(Actor):
         match message:
             case ForgetImages():
                 return Later(self._forget_images())
+            case CheckPool(pool):
+                self._pools.check(pool.name)
+                return None
             case RepairVolumes(abandoned):
                 return Later(self._repair_volumes(abandoned))
             case CreatePool() | UpdatePool() | DeletePool() | PoolUsage():

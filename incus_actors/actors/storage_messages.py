@@ -43,6 +43,14 @@ class PoolUsage:
     pool: PoolSpec
 
 
+@dataclass(frozen=True, slots=True)
+class CheckPool:
+    """Is this pool there? Asked before what would seem to work on an empty mount point. Answer: None, or
+    UnavailableError."""
+
+    pool: PoolSpec
+
+
 # --- volumes ------------------------------------------------------------------------------------------------
 
 

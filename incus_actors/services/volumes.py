@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from incus_actors.actors.storage_messages import (
+    CheckPool,
     CreateVolume,
     DeleteVolume,
     RenameVolume,
@@ -267,7 +268,8 @@ class VolumeService:
     # --- deleting -------------------------------------------------------------------------------------------
 
     async def delete(self, address: VolumeAddress, caller: Any = None) -> None:
-        """Remove a volume with its snapshots. Raises NotFoundError, BadRequestError (in use)."""
+        """Remove a volume with its snapshots. Raises NotFoundError, BadRequestError (in use), UnavailableError (its pool
+        is not there: only its row would go)."""
         tools = self._tools
         tools.check_type(address.type)
         if address.type not in ("custom", "image"):
@@ -275,6 +277,7 @@ class VolumeService:
         row = tools.find(replace(address, member_id=tools.host.member_id()))
         if row.type == "custom" and queries.uses(tools.host.database(), pool=row.pool).of(row):
             raise BadRequestError(IN_USE)
+        await tools.ask(CheckPool(tools.spec(row).pool))
         if not row.phase.startswith(transactions.DELETING):
             tools.check_idle(row)
             phase = mark(tools.host, transactions.DELETING)

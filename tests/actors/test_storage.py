@@ -12,6 +12,7 @@ from instance_kit import machines, until
 from incus_actors.actors import pool_watch
 from incus_actors.actors.host import STORAGE_PATH
 from incus_actors.actors.storage_messages import (
+    CheckPool,
     CreatePool,
     CreateVolume,
     DeletePool,
@@ -20,7 +21,7 @@ from incus_actors.actors.storage_messages import (
     RenameVolume,
 )
 from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
-from incus_actors.errors import BadRequestError
+from incus_actors.errors import BadRequestError, UnavailableError
 from incus_actors.tasks import spawn
 
 
@@ -157,7 +158,10 @@ async def test_a_missing_pool_is_a_warning_until_it_is_back_or_gone(machine, mon
         return {str(row[0]): int(row[1]) for row in rows}
 
     await until(lambda: warnings() == {"s: the disk is gone": 1, "t: the disk is gone": 1})
+    with pytest.raises(UnavailableError, match="Storage pool is unavailable on this server"):
+        await machine.server.actors.ref(STORAGE_PATH).ask(CheckPool(PoolSpec("s", "slow")), deadline_s=5)
     away.remove("s")
     await until(lambda: warnings() == {"s: the disk is gone": 3, "t: the disk is gone": 1})
+    await machine.server.actors.ref(STORAGE_PATH).ask(CheckPool(PoolSpec("s", "slow")), deadline_s=5)
     await machine.execute("DELETE FROM storage_pools WHERE name = 't'")
     await until(lambda: warnings() == {"s: the disk is gone": 3, "t: the disk is gone": 3})

@@ -21,7 +21,7 @@ import click
 from incus_actors.cli import cluster_document as document
 from incus_actors.cli.tables import FORMATS, render_table
 from incus_actors.consensus import recovery
-from incus_actors.consensus.log_store import LogError, LogLockedError
+from incus_actors.consensus.log_files import LogError, LogLockedError
 from incus_actors.settings import incus_directory
 
 RUNNING = "The daemon is running, please stop it first."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.configuration import encode_configuration
-from incus_actors.consensus.log_store import LogError, LogLockedError, lock, sync_directory
+from incus_actors.consensus.log_files import LogError, LogLockedError, lock, sync_directory
 from incus_actors.consensus.types import (
     GENESIS_CHAIN,
     Configuration,

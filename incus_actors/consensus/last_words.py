@@ -13,7 +13,7 @@ from pathlib import Path
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.history import Heard, History
 from incus_actors.consensus.history_file import encode_history
-from incus_actors.consensus.log_store import sync_directory
+from incus_actors.consensus.log_files import sync_directory
 
 log = logging.getLogger(__name__)
 

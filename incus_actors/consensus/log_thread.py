@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from incus_actors.consensus.effects import WriteLog
+from incus_actors.consensus.log_files import LogError, LogFullError
 from incus_actors.consensus.log_format import BALLAST_NAME
-from incus_actors.consensus.log_store import LogError, LogFullError, LogStore
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.priority import raise_priority
 
 log = logging.getLogger(__name__)

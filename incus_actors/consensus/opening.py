@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from incus_actors.consensus import log_format as fmt
-from incus_actors.consensus.log_store import (
+from incus_actors.consensus.log_files import (
     AmnesiaError,
     LogDamagedError,
     LogError,
     LogFullError,
     LogLockedError,
-    LogStore,
     sync_directory,
 )
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.snapshot_files import remove_database, sweep
 from incus_actors.consensus.types import DurableState
 from incus_actors.state.apply import Applier

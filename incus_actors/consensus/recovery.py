@@ -19,7 +19,8 @@ from pathlib import Path
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.bootstrap import finish_replacement
 from incus_actors.consensus.configuration import decode_configuration, encode_configuration, invalid_members
-from incus_actors.consensus.log_store import LogDamagedError, LogError, LogStore, lock, sync_directory
+from incus_actors.consensus.log_files import LogDamagedError, LogError, lock, sync_directory
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.types import (
     NOBODY,
     Configuration,

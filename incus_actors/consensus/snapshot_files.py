@@ -24,7 +24,8 @@ from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.apply_thread import ApplyThread
 from incus_actors.consensus.driver import Driver, DriverError
 from incus_actors.consensus.driver_ports import MaintenanceEffect
-from incus_actors.consensus.log_store import LogFullError, LogStore, sync_directory
+from incus_actors.consensus.log_files import LogFullError, sync_directory
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.messages import SnapshotOffer
 from incus_actors.consensus.types import Configuration, Index, MemberId, SnapshotMark

@@ -12,7 +12,7 @@ import pytest
 
 from incus_actors.consensus import engine, opening
 from incus_actors.consensus import log_format as fmt
-from incus_actors.consensus.log_store import LogFullError
+from incus_actors.consensus.log_files import LogFullError
 from incus_actors.consensus.opening import open_member
 from incus_actors.consensus.types import Limits
 from incus_actors.errors import UnavailableError

@@ -21,14 +21,8 @@ from incus_actors.consensus.bootstrap import (
     replace_database,
 )
 from incus_actors.consensus.effects import WriteLog
-from incus_actors.consensus.log_store import (
-    AmnesiaError,
-    LogDamagedError,
-    LogFullError,
-    LogIOError,
-    LogLockedError,
-    LogStore,
-)
+from incus_actors.consensus.log_files import AmnesiaError, LogDamagedError, LogFullError, LogIOError, LogLockedError
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.types import (
     Configuration,
     Entry,

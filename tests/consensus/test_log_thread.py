@@ -9,8 +9,9 @@ from pathlib import Path
 from queue import Queue
 
 from incus_actors.consensus.effects import WriteLog
+from incus_actors.consensus.log_files import LogFullError, LogIOError
 from incus_actors.consensus.log_format import BALLAST_NAME, SUSPECT_NAME
-from incus_actors.consensus.log_store import LogFullError, LogIOError, LogStore
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import JobDone, LogDone, LogThread, LogTrouble
 from incus_actors.consensus.types import Entry, EntryKind
 

@@ -15,7 +15,7 @@ from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus import opening
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.last_words import HISTORY_NAME
-from incus_actors.consensus.log_store import AmnesiaError, LogDamagedError
+from incus_actors.consensus.log_files import AmnesiaError, LogDamagedError
 from incus_actors.consensus.opening import open_member, rewrite_if_suspect
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Limits

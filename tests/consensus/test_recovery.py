@@ -10,7 +10,8 @@ import pytest
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.bootstrap import create_standalone
 from incus_actors.consensus.lanes import NoLane
-from incus_actors.consensus.log_store import AmnesiaError, LogLockedError, LogStore
+from incus_actors.consensus.log_files import AmnesiaError, LogLockedError
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.recovery import (
     EPOCH_TERMS,
     TERM_JUMP,

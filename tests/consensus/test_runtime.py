@@ -20,7 +20,8 @@ from incus_actors.consensus.core import Core
 from incus_actors.consensus.history_file import read_history
 from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.last_words import HISTORY_NAME, REPLAY_NAME
-from incus_actors.consensus.log_store import AmnesiaError, LogIOError, LogLockedError, LogStore
+from incus_actors.consensus.log_files import AmnesiaError, LogIOError, LogLockedError
+from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
 from incus_actors.consensus.upkeep import CHECK_EVERY_MS, Upkeep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.processes import LabMember
 
 OURS = (sys.executable, "-m", "incus_actors.cli.main")
+
+
+def listen_to_interrupts() -> None:
+    """For a child on a terminal: Ctrl-C reaches it also where the tests themselves run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pexpect
-from conftest import OURS
+from conftest import OURS, listen_to_interrupts
 
 CODE = re.compile(r"type this code there: ([0-9A-Z]{4}-[0-9A-Z]{4})")
 
@@ -21,7 +21,13 @@ class Terminal:
     def __init__(self, shell: Any, *arguments: str) -> None:
         command = [*shell.member.enter, *OURS, *arguments]
         self.child = pexpect.spawn(
-            command[0], command[1:], env=shell.environment, encoding="utf8", timeout=40, dimensions=(50, 300)
+            command[0],
+            command[1:],
+            env=shell.environment,
+            encoding="utf8",
+            timeout=40,
+            dimensions=(50, 300),
+            preexec_fn=listen_to_interrupts,
         )
         self.child.delaybeforesend = None
 

@@ -44,8 +44,6 @@ class IdleCollector:
 
     def start(self) -> None:
         """Call when everything that lives long is there."""
-        gc.collect()
-        gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
         gc.disable()
         self._task = spawn(self._run(), name="garbage")
 
@@ -59,6 +57,9 @@ class IdleCollector:
                 await task
 
     async def _run(self) -> None:
+        await asyncio.sleep(LOOK_S)  # the start is not held up for it
+        gc.collect()
+        gc.freeze()  # what is there now lives as long as the process: full collections need not look at it
         full_s = time.monotonic()
         while True:
             wake_s = time.monotonic() + LOOK_S

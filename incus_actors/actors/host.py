@@ -6,6 +6,7 @@ daemon, given to the actors and to the services above them; must never decide an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
@@ -24,7 +25,7 @@ from incus_actors.domain.nics import NetworkFacts
 from incus_actors.drivers.base import InstanceDriver, InstanceSpec, PoolSpec, VolumeSpec, disk_name
 from incus_actors.drivers.images import ImageStore
 from incus_actors.drivers.storage import StorageDriver
-from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError, UnavailableError
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.database import Database
 from incus_actors.state.queries import instances as queries
@@ -35,6 +36,9 @@ INSTANCES_PATH = "instances"  #: InstancesSupervisor; its children are InstanceA
 STATES_PATH = "instance-states"
 STORAGE_PATH = "storage"
 IMAGES_PATH = "images"
+
+BARRIER_S = 5.0
+BARRIER_AGAIN_S = 1.0
 
 
 class Lifecycle(Protocol):
@@ -104,6 +108,16 @@ class Host:
     def now(self) -> str:
         """Return the time for new rows, RFC 3339."""
         return rfc3339(self.clock_ns())
+
+    async def certain(self) -> None:
+        """Return when a read barrier has been passed: what the rows say now is so. Waits for a quorum as long as it takes."""
+        while True:
+            try:
+                await self.consensus().read_barrier(timeout_s=BARRIER_S)
+            except UnavailableError:
+                await asyncio.sleep(BARRIER_AGAIN_S)
+            else:
+                return
 
     async def commit(self, transaction: Transaction, *, timeout_s: float = 10.0) -> Outcome:
         """Replicate a transaction about our own things. Raises CommitConflictError, MemberError unless it was applied."""

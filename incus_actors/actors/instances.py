@@ -33,7 +33,7 @@ from incus_actors.actors.ref import ActorDeadError, ActorRef
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.instance_config import is_false, is_true
 from incus_actors.drivers.base import RunStatus
-from incus_actors.errors import ApiError, BadRequestError, NotFoundError, UnavailableError
+from incus_actors.errors import ApiError, BadRequestError, NotFoundError
 from incus_actors.state.queries import cluster
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries.instances import InstanceRecord
@@ -41,7 +41,6 @@ from incus_actors.state.queries.instances import InstanceRecord
 _log = logging.getLogger(__name__)
 
 BARRIER_S = 5.0
-BARRIER_AGAIN_S = 1.0
 START_S = 120.0
 REAP_AGAIN_S = 15.0  #: longer than a proposal lives
 CHANGE_S = 700.0
@@ -167,7 +166,7 @@ class InstancesSupervisor(Actor):
 
     async def _converge(self) -> None:
         """Once the state is certain: finish what was interrupted, then start what should run."""
-        await self._barrier()
+        await self._host.certain()
         records = self._own_records()
         await asyncio.gather(*(self._repair(record) for record in records if record.phase))
         fine = [record for record in records if not record.phase]
@@ -181,19 +180,10 @@ class InstancesSupervisor(Actor):
             elif not evacuated:
                 await self._note_power(record, "STOPPED")
 
-    async def _barrier(self) -> None:
-        while True:
-            try:
-                await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
-            except UnavailableError:
-                await asyncio.sleep(BARRIER_AGAIN_S)
-            else:
-                return
-
     async def _reap(self, uuid: str) -> None:
         """Look when there is a quorum again, and once more when no proposal can be on its way any longer."""
         for _ in range(2):
-            await self._barrier()
+            await self._host.certain()
             for record in self._own_records():
                 if record.phase == "creating" and record.config.get("volatile.uuid") == uuid:
                     await self._repair(record)

@@ -115,15 +115,9 @@ class NetworkActor(Actor):
             again_s = min(AGAIN_MAX_S, again_s * 2)
 
     async def _become_certain(self) -> None:
-        while True:
-            try:
-                await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
-            except UnavailableError:
-                await asyncio.sleep(AGAIN_S)
-            else:
-                self._certain = True
-                self._wake.set()
-                return
+        await self._host.certain()
+        self._certain = True
+        self._wake.set()
 
     async def _converge_now(self) -> None:
         await self._host.consensus().read_barrier(timeout_s=BARRIER_S)

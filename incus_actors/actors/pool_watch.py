@@ -21,7 +21,6 @@ from incus_actors.state.queries.instances import PoolRecord
 
 _log = logging.getLogger(__name__)
 
-BARRIER_S: Final = 5.0
 AGAIN_S: Final = 1.0
 AGAIN_MAX_S: Final = 30.0
 POOL_UNAVAILABLE: Final = 23  #: the number of this kind of warning (services/warnings.py shows it)
@@ -44,7 +43,7 @@ class PoolWatch:
 
     def check(self, name: str) -> None:
         """Raise UnavailableError if this pool is known to be missing."""
-        if any(pool.name == name and pool.id in self._missing for pool in self._pools()):
+        if self._missing and any(pool.name == name and pool.id in self._missing for pool in self._pools()):
             raise UnavailableError("Storage pool is unavailable on this server", remedy="See: incus warning list")
 
     async def mount(self) -> None:
@@ -54,7 +53,7 @@ class PoolWatch:
 
     async def follow(self) -> None:
         """Warn of what is missing, and try again until nothing is."""
-        await self._certain()
+        await self._host.certain()
         again_s = AGAIN_S
         while True:
             try:
@@ -71,15 +70,6 @@ class PoolWatch:
             except TimeoutError:
                 again_s = min(AGAIN_MAX_S, again_s * 2)
             self._wake.clear()
-
-    async def _certain(self) -> None:
-        while True:
-            try:
-                await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
-            except UnavailableError:
-                await asyncio.sleep(AGAIN_S)
-            else:
-                return
 
     def _pools(self) -> list[PoolRecord]:
         return [pool for pool in queries.pools(self._host.database(), self._host.member_id()) if pool.usable]

@@ -44,7 +44,7 @@ from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
 from incus_actors.drivers.images import ImageFiles
 from incus_actors.drivers.pool_places import PoolPlaces
 from incus_actors.drivers.storage import StorageDriver
-from incus_actors.errors import ApiError, BadRequestError, UnavailableError
+from incus_actors.errors import ApiError, BadRequestError
 from incus_actors.state.queries import images as image_queries
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import volumes as volume_queries
@@ -52,8 +52,6 @@ from incus_actors.state.queries import volumes as volume_queries
 _log = logging.getLogger(__name__)
 
 UNPACKS = 2  #: at a time; more only make each other slower
-BARRIER_S = 5.0
-AGAIN_S = 1.0
 REPAIR_AGAIN_S = 5.0
 
 
@@ -225,12 +223,7 @@ class StorageActor(Actor):
 
     async def _put_right(self) -> None:
         """What the rows say is certain only after a barrier; until there is a quorum nothing is removed."""
-        while True:
-            try:
-                await self._host.consensus().read_barrier(timeout_s=BARRIER_S)
-                break
-            except UnavailableError:
-                await asyncio.sleep(AGAIN_S)
+        await self._host.certain()
         self.context.self_ref.tell(ForgetImages())
         self.context.self_ref.tell(RepairVolumes())
 

@@ -89,7 +89,10 @@ async def _in(spec: InstanceSpec, pid: int, disk: Disk) -> str:
 
 
 def _request(spec: InstanceSpec, disk: Disk, made: str = "") -> dict[str, str]:
-    """`made`: the number of the mount point if it was made for this disk when the container ran before. Return what the helper is told of a disk, nothing for one that may be missing and is. Raises DriverError."""
+    """Return what the helper is told of a disk, nothing for one that may be missing and is. Raises DriverError.
+
+    `made`: the number of the mount point if it was made for this disk when the container ran before.
+    """
     if not Path(disk["source"]).exists():
         if is_true(disk.get("required", "true")):
             raise DriverError(f'Missing source path "{disk["source"]}"')

@@ -1,7 +1,8 @@
 """What the leader's daemon does about members: the role policy, and new ids for those that have forgotten.
 
 Owns what actors/leader.py does in the daemon, against the core of whoever leads now: where the members shall go is
-said by the same functions of consensus/policy.py, on the same view of their health. Called by the world twice a second. Must never touch a voter set that cannot decide.
+said by the same functions of consensus/policy.py, on the same view of their health. Called by the world twice a second.
+Must never touch a voter set that cannot decide.
 """
 
 from __future__ import annotations

@@ -105,9 +105,8 @@ class World:
         self.images: dict[str, Image] = {}
         self.images_made = 0
         self.tainted: set[bytes] = set()
-        self.unread: list[
-            tuple[Host, Configuration]
-        ] = []  #: changes asked of a frozen leader, which it begins when it thaws
+        #: changes asked of a frozen leader, which it begins when it thaws
+        self.unread: list[tuple[Host, Configuration]] = []
         self.careless = plan.careless
         self.chaos = True
         self.asking = True

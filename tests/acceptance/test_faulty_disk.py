@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -12,6 +12,7 @@ from incus_actors.lab import debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.disks import FreezableDisk, SmallDisk, can_loop
+from incus_actors.lab.processes import LabMember
 from incus_actors.lab.writers import Writer, longest_gap_ns, lost_writes
 
 FULL = "the disk of the database is full"
@@ -94,21 +95,28 @@ def test_a_full_disk_refuses_writes_and_hands_leadership_on(small) -> None:
         assert lost_writes(histories, member.client.get("/1.0")["config"]) == []
 
 
+def written_to(
+    lab: LabCluster, disks: Mapping[str, FreezableDisk]
+) -> tuple[LabMember, list[LabMember], dict[str, Writer]]:
+    """Form the cluster on these disks and write through every member; return the leader, the others, the writers."""
+    for disk in disks.values():
+        disk.mount()
+    lab.form()
+    lab.wait_until_healthy()
+    leader = lab.leader()
+    writers = {writer.member.name: writer for writer in started(lab)}
+    for writer in writers.values():
+        goes_on(writer)
+    return leader, [member for member in lab.members if member is not leader], writers
+
+
 @pytest.mark.skipif(not can_loop(), reason="no loop devices")
 @pytest.mark.may_skip
 def test_a_leader_whose_disk_hangs_steps_down_while_writes_go_on() -> None:
     lab = LabCluster.in_namespaces(3, prefix="ach")
     disks = {m.name: FreezableDisk(m.directory, m.directory.with_suffix(".img")) for m in lab.members}
     try:
-        for disk in disks.values():
-            disk.mount()
-        lab.form()
-        lab.wait_until_healthy()
-        leader = lab.leader()
-        others = [member for member in lab.members if member is not leader]
-        writers = {writer.member.name: writer for writer in started(lab)}
-        for writer in writers.values():
-            goes_on(writer)
+        leader, others, writers = written_to(lab, disks)
         begin = writers[others[0].name].history[-1].end_ns
         disks[leader.name].freeze()
         for member in others:
@@ -144,15 +152,7 @@ def test_a_member_whose_fsync_fails_ends_with_its_own_code_and_comes_back() -> N
     lab = LabCluster.in_namespaces(3, prefix="acx")
     disks = {m.name: FreezableDisk(m.directory, m.directory.with_suffix(".img")) for m in lab.members}
     try:
-        for disk in disks.values():
-            disk.mount()
-        lab.form()
-        lab.wait_until_healthy()
-        leader = lab.leader()
-        others = [member for member in lab.members if member is not leader]
-        writers = {writer.member.name: writer for writer in started(lab)}
-        for writer in writers.values():
-            goes_on(writer)
+        leader, others, writers = written_to(lab, disks)
         disks[leader.name].fail()
         wait_for(lambda: not leader.running, "the daemon without a disk ends", timeout_s=30)
         assert leader.process.returncode == DISK_FAILED

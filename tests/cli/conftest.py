@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from incus_actors.lab.cluster import LabCluster
@@ -19,9 +20,25 @@ from incus_actors.lab.processes import LabMember
 OURS = (sys.executable, "-m", "incus_actors.cli.main")
 
 
-def listen_to_interrupts() -> None:
-    """For a child on a terminal: Ctrl-C reaches it also where the tests themselves run in the background of a shell."""
+def _listen_to_interrupts() -> None:
+    """Ctrl-C reaches a child also where the tests themselves run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def on_terminal(shell: Shell, *arguments: str, timeout: float, columns: int) -> pexpect.spawn[str]:
+    """Return our CLI, running on a terminal of its own beside a member."""
+    command = [*shell.member.enter, *OURS, *arguments]
+    child = pexpect.spawn(
+        command[0],
+        command[1:],
+        env=shell.environment,
+        encoding="utf8",
+        timeout=timeout,
+        dimensions=(50, columns),
+        preexec_fn=_listen_to_interrupts,
+    )
+    child.delaybeforesend = None
+    return child
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import OURS, listen_to_interrupts
+from conftest import on_terminal
 
 CLUSTERING = "Would you like to use clustering? (yes/no) [default=no]: "
 ADDRESS = "What IP address or DNS name should be used to reach this server? [default={}]: "
@@ -38,17 +38,7 @@ class Dialogue:
     """A program in a terminal that asks."""
 
     def __init__(self, shell: Any, *arguments: str) -> None:
-        command = [*shell.member.enter, *OURS, *arguments]
-        self.child = pexpect.spawn(
-            command[0],
-            command[1:],
-            env=shell.environment,
-            encoding="utf8",
-            timeout=90,
-            dimensions=(50, 400),
-            preexec_fn=listen_to_interrupts,
-        )
-        self.child.delaybeforesend = None
+        self.child = on_terminal(shell, *arguments, timeout=90, columns=400)
 
     def answer(self, question: str, answer: str = "") -> None:
         """Wait for exactly this question as the next one, and answer."""

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pexpect
-from conftest import OURS, listen_to_interrupts
+from conftest import OURS, on_terminal
 
 CODE = re.compile(r"type this code there: ([0-9A-Z]{4}-[0-9A-Z]{4})")
 
@@ -19,17 +19,7 @@ class Terminal:
     """Our CLI in a pseudo-terminal beside one member."""
 
     def __init__(self, shell: Any, *arguments: str) -> None:
-        command = [*shell.member.enter, *OURS, *arguments]
-        self.child = pexpect.spawn(
-            command[0],
-            command[1:],
-            env=shell.environment,
-            encoding="utf8",
-            timeout=40,
-            dimensions=(50, 300),
-            preexec_fn=listen_to_interrupts,
-        )
-        self.child.delaybeforesend = None
+        self.child = on_terminal(shell, *arguments, timeout=40, columns=300)
 
     def answer(self, question: str, answer: str = "") -> None:
         self.child.expect_exact(question)

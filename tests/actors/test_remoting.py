@@ -239,6 +239,7 @@ async def test_a_member_that_goes_fails_asks_and_watches_at_once(tmp_path: Path)
             await waiting
         await until(lambda: notices(a))
         assert notices(a)[0].reason in ("unreachable", "shutdown")
+        await until(lambda: not a.links())  # "shutdown" can be told before the link's end is seen
         with pytest.raises(ActorDeadError, match="remote_down"):
             await ask(there, Order("echo"))
         there.tell(Order("echo"))

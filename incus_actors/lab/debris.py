@@ -15,6 +15,11 @@ import subprocess
 import time
 from pathlib import Path
 
+# Set for whatever a lab starts, and inherited by the helpers of those daemons. Not INCUS_DIR: a user's shell and the
+# programs in it have that, too.
+LAB_VARIABLE = "INCUS_ACTORS_LAB"
+DAEMON = b"incus_actors.cli.daemon"
+DAEMON_SCRIPT = "incus-actorsd"
 RUN_DIRECTORY = "/run/incus-actors"
 LOCK_DIRECTORY = "/run/lxc/lock"
 
@@ -26,12 +31,13 @@ def digests_of(directory: Path) -> set[str]:
 
 
 def processes_of(directory: Path) -> list[int]:
-    """Return daemons and helpers whose INCUS_DIR is inside `directory`, the monitors of its containers, and dnsmasq for
-    its networks.
+    """Return what a lab started inside `directory` with its helpers, daemons of ours that a user started there by hand,
+    the monitors of its containers, and dnsmasq for its networks.
 
-    Never this process or one that it descends from, whatever their command lines say.
+    Never this process or one that it descends from, whatever their command lines say, and nothing else of a user's that
+    merely has INCUS_DIR in its environment.
     """
-    variable = f"INCUS_DIR={directory}/".encode()
+    started, state = f"{LAB_VARIABLE}={directory}/".encode(), f"INCUS_DIR={directory}/".encode()
     inside = f"{directory}/".encode()
     monitors = [f"{RUN_DIRECTORY}/{digest} ".encode() for digest in digests_of(directory)]
     spared = ancestors(os.getpid())
@@ -43,7 +49,10 @@ def processes_of(directory: Path) -> list[int]:
             command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
-        ours = any(value.startswith(variable) for value in environment.split(b"\0"))
+        variables = environment.split(b"\0")
+        ours = any(value.startswith(started) for value in variables) or (
+            _is_daemon(command) and any(value.startswith(state) for value in variables)
+        )
         monitor = command.startswith(b"[lxc monitor]") and any(path in command for path in (*monitors, inside))
         service = command.partition(b"\0")[0].endswith(b"dnsmasq") and inside in command
         if ours or monitor or service:
@@ -56,9 +65,15 @@ def daemons_of(directory: Path) -> list[int]:
     found = []
     for pid in processes_of(directory):
         with contextlib.suppress(OSError):
-            if b"incus_actors.cli.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if _is_daemon(Path(f"/proc/{pid}/cmdline").read_bytes()):
                 found.append(pid)
     return found
+
+
+def _is_daemon(command: bytes) -> bool:
+    """`command` as in /proc/PID/cmdline: `python -m incus_actors.cli.daemon` or `python …/incus-actorsd`."""
+    words = command.split(b"\0")
+    return DAEMON in words or any(Path(os.fsdecode(word)).name == DAEMON_SCRIPT for word in words[:2])
 
 
 def ancestors(pid: int) -> set[int]:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from incus_actors.lab import debris
 from incus_actors.lab.client import UnixClient
 
 OWN_DAEMON = (sys.executable, "-m", "incus_actors.cli.daemon", "--log-format", "text", "--verbose")
@@ -49,7 +50,8 @@ class LabMember:
     def start(self) -> None:
         """Start the daemon in a session of its own; does not wait."""
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        environment = {**os.environ, "INCUS_DIR": str(self.directory), **self.environment}
+        own = {"INCUS_DIR": str(self.directory), debris.LAB_VARIABLE: str(self.directory)}
+        environment = {**os.environ, **own, **self.environment}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.enter, *self.command],

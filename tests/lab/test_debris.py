@@ -14,18 +14,24 @@ from incus_actors.lab import debris
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
-def test_daemons_of_the_directory_are_ours_and_nobody_else(tmp_path: Path) -> None:
-    ours = subprocess.Popen(SLEEP, env={**os.environ, "INCUS_DIR": f"{tmp_path}/m1"})
-    mentions = subprocess.Popen([*SLEEP, str(tmp_path)])
-    neighbour = subprocess.Popen(SLEEP, env={**os.environ, "INCUS_DIR": f"{tmp_path}-other/m1"})
+def test_what_a_lab_started_is_taken_and_nothing_of_a_user_who_works_there(tmp_path: Path) -> None:
+    user = {"INCUS_DIR": f"{tmp_path}/m1"}
+    lab = subprocess.Popen(SLEEP, env={**os.environ, **user, debris.LAB_VARIABLE: f"{tmp_path}/m1"})
+    by_hand = subprocess.Popen([*SLEEP, debris.DAEMON.decode()], env={**os.environ, **user})
+    others = [
+        subprocess.Popen(SLEEP, env={**os.environ, **user}),  # `demo --end | tail` where INCUS_DIR is exported
+        subprocess.Popen([*SLEEP, str(tmp_path)]),
+        subprocess.Popen(SLEEP, env={**os.environ, debris.LAB_VARIABLE: f"{tmp_path}-other/m1"}),
+        subprocess.Popen([*SLEEP, debris.DAEMON.decode()], env={**os.environ, "INCUS_DIR": f"{tmp_path}-other/m1"}),
+    ]
     try:
-        assert debris.processes_of(tmp_path) == [ours.pid]
-        assert debris.remove(tmp_path) == [f"killed process {ours.pid}"]
-        assert ours.wait(timeout=10) == -9
-        assert mentions.poll() is None
-        assert neighbour.poll() is None
+        assert sorted(debris.processes_of(tmp_path)) == sorted([lab.pid, by_hand.pid])
+        assert debris.daemons_of(tmp_path) == [by_hand.pid]
+        assert sorted(debris.remove(tmp_path)) == sorted(f"killed process {p.pid}" for p in (lab, by_hand))
+        assert [process.wait(timeout=10) for process in (lab, by_hand)] == [-9, -9]
+        assert [process.poll() for process in others] == [None] * len(others)
     finally:
-        for process in (ours, mentions, neighbour):
+        for process in (lab, by_hand, *others):
             process.kill()
             process.wait()
     assert not tmp_path.exists()

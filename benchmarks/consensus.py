@@ -1,7 +1,8 @@
 """Latency and throughput at the consensus interface: three member processes, CURVE, real disks.
 
 Run `python benchmarks/consensus.py [--seconds 2] [--repetitions 5] [--others] [--json FILE]`. Each member is a process of its
-own; the clients of a row run inside the member that is measured, in a closed loop, as services do. `--others` adds etcd and
+own; the clients of a row run inside the member that is measured, in a closed loop, as services do; one row of writes is an
+open loop at half of what 64 clients reached. `--others` adds etcd and
 PySyncObj, in turn with ours (consensus_others.py says what is comparable). Told are medians and ranges over the repetitions,
 with the load and the speed of the disk before each.
 """
@@ -34,6 +35,7 @@ from incus_actors.transport.keys import load_or_create_curve_keys
 
 TABLE = "CREATE TABLE kv (key INTEGER PRIMARY KEY, value BLOB) STRICT"
 PUT = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+OPEN = "write, open loop"
 KEYS = 10_000
 VALUE = b"v" * 200
 WHERE = Path("/var/tmp")  # not a tmpfs: syncs must be real
@@ -59,6 +61,24 @@ async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: f
     begin = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(clients)))
     return {**summary(took, time.perf_counter() - begin), "count": len(took)}
+
+
+async def measure_open(runtime: ConsensusRuntime, per_second: int, seconds: float) -> dict[str, Any]:
+    """Write at a fixed rate, whatever the answers do; a write's time begins when it was due, so that what waits behind
+    a slow one is counted (a closed loop asks less when it is answered late: coordinated omission)."""
+    took: list[float] = []
+    begin = time.perf_counter()
+
+    async def write(number: int, due: float) -> None:
+        await runtime.propose(Transaction((Statement(PUT, (number * 31 % KEYS, VALUE)),)))
+        took.append((time.perf_counter() - due) * 1000)
+
+    async with asyncio.TaskGroup() as writes:
+        for number in range(round(per_second * seconds)):
+            due = begin + number / per_second
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writes.create_task(write(number, due))
+    return {**summary(took, time.perf_counter() - begin), "offered": per_second, "count": len(took)}
 
 
 def summary(took_ms: list[float], seconds: float) -> dict[str, Any]:
@@ -106,6 +126,10 @@ class Commands:
     async def measure(self, what: str, clients: int, seconds: float) -> dict[str, Any]:
         """Run a closed loop."""
         return await measure(self._runtime, what, clients, seconds)
+
+    async def measure_open(self, per_second: int, seconds: float) -> dict[str, Any]:
+        """Write at a fixed rate."""
+        return await measure_open(self._runtime, per_second, seconds)
 
     async def cpu(self) -> float:
         """Return the seconds of CPU that this process has used."""
@@ -243,22 +267,32 @@ def long(writes: int) -> list[dict[str, Any]]:
 
 
 def measured(members: list[Process], process: Process, where: str, seconds: float) -> list[Row]:
-    """Measure one member with 1, 8 and 64 clients; CPU is that of all members, with the clients' in it."""
-    rows = []
+    """Measure one member with 1, 8 and 64 clients, and writes at half of the rate that the last of these reached; CPU is
+    that of all members, with the clients' in it."""
+    rows: list[Row] = []
+
+    def one(row: Row, do: str, **arguments: Any) -> Row:
+        before = sum(each.ask("cpu") for each in members)
+        answer = process.ask(do, **arguments, seconds=seconds)
+        spent = sum(each.ask("cpu") for each in members) - before
+        answer["cpu_s_per_1000"] = round(1000 * spent / answer.pop("count"), 3)
+        rows.append({"where": where, **row, **answer})
+        show(rows[-1])
+        return rows[-1]
+
     for what in ("write", "read"):
         for clients in (1, 8, 64):
-            before = sum(each.ask("cpu") for each in members)
-            answer = process.ask("measure", what=what, clients=clients, seconds=seconds)
-            spent = sum(each.ask("cpu") for each in members) - before
-            answer["cpu_s_per_1000"] = round(1000 * spent / answer.pop("count"), 3)
-            rows.append({"where": where, "what": what, "clients": clients, **answer})
-            show(rows[-1])
+            last = one({"what": what, "clients": clients}, "measure", what=what, clients=clients)
+        if what == "write":
+            one({"what": OPEN, "clients": 0}, "measure_open", per_second=last["per_second"] // 2)
     return rows
 
 
 def show(row: dict[str, Any]) -> None:
     """Print one row."""
-    text = "{where:19} {what:6} {clients:3} clients {per_second:8}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms  p99.9 {p999_ms:7} ms"
+    text = "{where:19} {what:16} "
+    text += "at {offered:5.0f}/s    " if "offered" in row else "{clients:3} clients "
+    text += "{per_second:8}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms  p99.9 {p999_ms:7} ms"
     if "cpu_s_per_1000" in row:
         text += "  {cpu_s_per_1000:6} s of CPU for 1000"
     if "range" in row:

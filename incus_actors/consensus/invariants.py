@@ -33,6 +33,8 @@ class Invariants:
             for progress in node.leadership.progress.values():
                 if not progress.match < progress.next or progress.match > last:
                     raise InvariantError(f"progress of {progress.id}: match {progress.match} next {progress.next}")
+                if progress.in_flight_bytes and not progress.in_flight:
+                    raise InvariantError(f"progress of {progress.id}: {progress.in_flight_bytes} bytes in no message")
 
     def _broken_log(self) -> str:
         """Return what does not hold of log, commit and applied."""

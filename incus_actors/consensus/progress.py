@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from incus_actors.consensus.messages import SnapshotOffer
-from incus_actors.consensus.types import Index, MemberId
+from incus_actors.consensus.types import Index, Limits, MemberId
 
 
 class ProgressState(StrEnum):
@@ -110,29 +110,31 @@ class Progress:
         """Send one message at a time from just behind the match until one is accepted."""
         self.state = ProgressState.PROBE
         self.snapshot = None
-        self.in_flight.clear()
-        self.in_flight_bytes = 0
+        self.forget_flight()
         self.next = self.match + 1
 
     def become_replicate(self) -> None:
         """Stream entries optimistically."""
         self.state = ProgressState.REPLICATE
         self.snapshot = None
-        self.in_flight.clear()
-        self.in_flight_bytes = 0
+        self.forget_flight()
         self.next = max(self.next, self.match + 1)
 
     def become_snapshot(self, now_ms: int) -> None:
         """Stop sending entries: the ones it needs are gone."""
         self.state = ProgressState.SNAPSHOT
-        self.in_flight.clear()
-        self.in_flight_bytes = 0
+        self.forget_flight()
         self.snapshot = SnapshotSending(now_ms)
 
-    def may_send(self, window: int) -> bool:
+    def forget_flight(self) -> None:
+        """What was on its way is lost, or will be sent again."""
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    def may_send(self, limits: Limits) -> bool:
         """Return whether another Append may leave now."""
         if self.state is ProgressState.REPLICATE:
-            return len(self.in_flight) < window
+            return len(self.in_flight) < limits.inflight_appends and self.in_flight_bytes < limits.inflight_bytes
         return self.state is ProgressState.PROBE and not self.in_flight
 
     def sent(self, previous: Index, last: Index, size: int, now_ms: int) -> int:

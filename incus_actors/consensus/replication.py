@@ -22,7 +22,7 @@ def send_appends(node: Node, progress: Progress) -> None:
     """Send this member what it lacks, as far as its window allows."""
     if progress.excluded or progress.retry_ms > node.now:
         return
-    while progress.may_send(node.limits.inflight_appends):
+    while progress.may_send(node.limits):
         if progress.next - 1 < node.log.mark.index:
             snapshots.start(node, progress)
             return
@@ -78,8 +78,7 @@ def probe_silent(node: Node, progress: Progress) -> None:
         return
     if progress.state is ProgressState.REPLICATE:
         progress.become_probe()
-    progress.in_flight.clear()
-    progress.in_flight_bytes = 0
+    progress.forget_flight()
     log = node.log
     previous = min(max(progress.next - 1, log.mark.index), log.last)
     sequence = progress.sent(previous, previous, 0, node.now)
@@ -207,7 +206,7 @@ def on_heartbeat_response(node: Node, progress: Progress, message: HeartbeatResp
         send_appends(node, progress)
     elif progress.in_flight and newest + LOST_AFTER_MS <= message.sent_ms:
         if progress.state is ProgressState.PROBE:
-            progress.in_flight.clear()
+            progress.forget_flight()
             send_appends(node, progress)
         elif message.last_index < progress.next - 1:
             progress.become_probe()

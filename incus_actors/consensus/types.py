@@ -182,6 +182,7 @@ class Limits:
     append_entries: int = 256
     append_bytes: int = 512 << 10
     inflight_appends: int = 8
+    inflight_bytes: int = 1 << 20  #: no Append leaves behind so many: a heartbeat on the same lane waits for them
     body_bytes: int = 900 << 10
     snapshot_chunk_bytes: int = 256 << 10
     snapshot_inflight: int = 4

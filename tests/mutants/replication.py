@@ -153,7 +153,7 @@ REPLICATION = (
         "replication_lost_probe",
         (
             "replication.on_heartbeat_response",
-            "if progress.state is ProgressState.PROBE:\n            progress.in_flight.clear()",
+            "if progress.state is ProgressState.PROBE:\n            progress.forget_flight()",
             "if progress.state is ProgressState.PROBE:\n            return",
         ),
     ),
@@ -162,7 +162,14 @@ REPLICATION = (
         "hashicorp/raft 1.5.0 (pipeline depth)",
         "everything is sent at once to a member that answers nothing",
         "replication_full_window",
-        ("progress.Progress.may_send", "return len(self.in_flight) < window", "return True"),
+        ("progress.Progress.may_send", "len(self.in_flight) < limits.inflight_appends", "True"),
+    ),
+    mutant(
+        "window_counts_no_bytes",
+        "hashicorp/raft pipeline, etcd MaxInflightBytes",
+        "megabytes of entries are put before the next heartbeat to a member that catches up",
+        "replication_window_of_bytes",
+        ("progress.Progress.may_send", "self.in_flight_bytes < limits.inflight_bytes", "True"),
     ),
     mutant(
         "stale_refusal_counts",

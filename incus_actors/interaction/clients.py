@@ -56,13 +56,14 @@ def _propose(words: Words) -> Action:
     size = words.as_number(given["size"], "size") if "size" in given else 0
     if size > MOST_BODY:
         raise words.error(f"size is at most {MOST_BODY}")
-    body = given.get("body", label).encode() if "size" not in given else bytes(size)
+    text = given.get("body", label)
 
     def act(world: World) -> None:
         world.running(member)
         key = proposal_id(label)
         world.names[key] = label
         world.ask(member, label, "propose", key)
+        body = bytes(size) if "size" in given else text.encode()
         world.step(member, ev.Propose(key, EntryKind[kind], body, 0, _at(world, member, deadline)))
 
     return act

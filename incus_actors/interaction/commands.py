@@ -7,6 +7,7 @@ says.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -50,7 +51,7 @@ def _members(words: Words) -> Action:
     roles: dict[MemberId, Role] = {}
     for word in words.words:
         member, _, role = word.partition("=")
-        if role not in ROLES or not member.isdigit() or not 1 <= int(member) <= count:
+        if role not in ROLES or not re.fullmatch("[0-9]{1,3}", member) or not 1 <= int(member) <= count:
             raise words.error(f"expected ID=voter|standby|spare with an id of 1 to {count}, not {word!r}")
         roles[int(member)] = ROLES[role]
     words.words.clear()
@@ -147,7 +148,7 @@ def _run(words: Words) -> Action:
     ms = words.duration()
     only: tuple[MemberId, ...] = ()
     if words.peek().startswith("only="):
-        only = words.as_ids(words.take("only=").removeprefix("only="))
+        only = words.as_members(words.take("only=").removeprefix("only=")).ids
     if not words:
         return lambda world: _let_run(world, ms, only)
     if words.take("until") != "until":
@@ -221,7 +222,7 @@ def _elect(words: Words) -> Action:
             raise StepFailedError(f"member {member} cannot be elected", found=overview(world))
         world.pass_time(member, world.timing.heartbeat_ms)
         world.settle()
-        world.network.mark = len(world.network.sent)
+        world.network.begin(world.line)
 
     return act
 

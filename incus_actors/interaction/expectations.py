@@ -12,8 +12,9 @@ from collections.abc import Callable
 from incus_actors.interaction.cast import Request
 from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.facts import fact, fact_names, known_fact
-from incus_actors.interaction.patterns import Condition, Pattern, parse_condition, show_value
-from incus_actors.interaction.script import Action, Members, Words, suggest
+from incus_actors.interaction.patterns import Condition, Pattern, parse_condition, show_value, suggest
+from incus_actors.interaction.script import Action, Members, Words
+from incus_actors.interaction.values import UnfitValueError, checked_fact, checked_result
 from incus_actors.interaction.world import World
 
 SHOWN_MESSAGES = 12
@@ -30,17 +31,25 @@ def parse_facts(words: Words, *, least: int = 1) -> tuple[Condition, ...]:
         if not known_fact(condition.name):
             names = fact_names()
             raise words.error(f"unknown fact {condition.name!r}{suggest(condition.name, names)}")
-        found.append(condition)
+        found.append(_checked(words, condition, checked_fact))
     if len(found) < least:
         raise words.error("what is expected? (FACT=VALUE)")
     words.words.clear()
     return tuple(found)
 
 
+def _checked(words: Words, condition: Condition, check: Callable[[Condition], Condition]) -> Condition:
+    try:
+        return check(condition)
+    except UnfitValueError as error:
+        raise words.error(str(error)) from None
+
+
 def holds(world: World, members: Members, facts: tuple[Condition, ...]) -> bool:
     """Return whether all facts hold, of every member or, for `any`, of at least one."""
     quantifier: Callable[[list[bool]], bool] = any if members.word == "any" else all
-    return quantifier([_all_hold(world, member, facts) for member in world.select(members.ids)])
+    found = [_all_hold(world, member, facts) for member in world.select(members.ids)]
+    return bool(found) and quantifier(found)
 
 
 def _all_hold(world: World, member: int, facts: tuple[Condition, ...]) -> bool:
@@ -62,6 +71,8 @@ def expect_members(words: Words) -> Action:
                 texts = " ".join(map(str, facts))
                 raise StepFailedError("no member fits", expected=f"any member with {texts}", found=overview(world))
             return
+        if not chosen:
+            raise StepFailedError("no member runs", expected=" ".join(["all", *map(str, facts)]))
         for member in chosen:
             for condition in facts:
                 found = fact(world, member, condition.name, condition.value)
@@ -91,26 +102,23 @@ def overview(world: World) -> str:
     return "; ".join(lines)
 
 
-def _limit(count: str | None, *, negated: bool) -> tuple[Callable[[int], bool], str]:
+COUNTS = {"=": "", "!=": "other than ", ">=": "at least ", "<=": "at most ", ">": "more than ", "<": "less than "}
+
+
+def _limit(count: Condition | None, *, negated: bool) -> tuple[Callable[[int], bool], str]:
     if negated:
         return (lambda found: found == 0), "none"
     if count is None:
         return (lambda found: found > 0), "at least 1"
-    sign, number = ("=", count[1:]) if count[0] == "=" else (count[:2], count[2:])
-    wanted = int(number)
-    if sign == "=":
-        return (lambda found: found == wanted), number
-    if sign == ">=":
-        return (lambda found: found >= wanted), f"at least {number}"
-    return (lambda found: found <= wanted), f"at most {number}"
+    return count.holds, f"{COUNTS[count.operator]}{count.value}"
 
 
 def expect_messages(words: Words, where: str, *, negated: bool) -> Action:
     """`expect [no] sent|pending KIND [A->B] [FIELD=VALUE…] [count=N]`."""
-    pattern, extra = words.pattern(required=True)
-    if negated and "count" in extra:
+    pattern, count = words.pattern(required=True)
+    if negated and count is not None:
         raise words.error("`no` and count= exclude each other")
-    fits, wanted = _limit(extra.get("count"), negated=negated)
+    fits, wanted = _limit(count, negated=negated)
 
     def check(world: World) -> None:
         world.boot()
@@ -121,8 +129,9 @@ def expect_messages(words: Words, where: str, *, negated: bool) -> Action:
             return
         near = [flight for flight in pool if _near(pattern, world).matches(flight.envelope, world.names)]
         shown = "".join(f"\n      {flight.show(world.names)}" for flight in near[-SHOWN_MESSAGES:])
+        since = f" since line {network.marked}" if where == "sent" and network.marked else ""
         raise StepFailedError(
-            f"messages {where}",
+            f"messages {where}{since}",
             expected=f"{wanted} of {pattern}",
             found=f"{len(found)}" + (f"; of that kind and way {len(near)}:{shown}" if near else ", none of that kind"),
         )
@@ -146,6 +155,7 @@ def expect_result(words: Words) -> Action:
         if condition is None or condition.name not in RESULT_FACTS:
             raise words.error(f"unexpected {word!r}; a result has {', '.join(RESULT_FACTS)}")
         conditions.append(condition)
+    conditions = [_checked(words, condition, checked_result) for condition in conditions]
     words.words.clear()
     if not conditions:
         raise words.error("what is expected? (a status such as applied, or FACT=VALUE)")

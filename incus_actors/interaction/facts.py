@@ -21,11 +21,11 @@ CoreFact = Callable[["World", Core], object]
 
 
 def _ids(core: Core, role: Role) -> tuple[MemberId, ...]:
-    return tuple(member.id for member in core.configuration.target if member.role is role)
+    return tuple(sorted(member.id for member in core.configuration.target if member.role is role))
 
 
 def _old_voters(core: Core) -> object:
-    return core.configuration.voter_sets()[0] if core.configuration.joint else None
+    return frozenset(core.configuration.voter_sets()[0]) if core.configuration.joint else None
 
 
 def _state(world: World, member: MemberId) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ CORE_FACTS: dict[str, CoreFact] = {
     "voters": lambda world, core: _ids(core, Role.VOTER),
     "standbys": lambda world, core: _ids(core, Role.STANDBY),
     "spares": lambda world, core: _ids(core, Role.SPARE),
-    "members": lambda world, core: tuple(core.configuration.members()),
-    "removed": lambda world, core: core.configuration.removed,
+    "members": lambda world, core: tuple(sorted(core.configuration.members())),
+    "removed": lambda world, core: tuple(sorted(core.configuration.removed)),
     "joint": lambda world, core: core.configuration.joint,
     "old_voters": lambda world, core: _old_voters(core),
     "config_index": lambda world, core: core.log.configuration_index,

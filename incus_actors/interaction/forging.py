@@ -14,8 +14,9 @@ from incus_actors.consensus.messages import Envelope, Message, WireEntry
 from incus_actors.consensus.types import Configuration, EntryKind, MemberId
 from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.machine import proposal_id
-from incus_actors.interaction.patterns import ENVELOPE_FIELDS
-from incus_actors.interaction.script import Words, suggest
+from incus_actors.interaction.patterns import ENVELOPE_FIELDS, suggest
+from incus_actors.interaction.script import Words
+from incus_actors.interaction.values import NONE
 from incus_actors.interaction.world import World
 
 
@@ -105,7 +106,7 @@ def _value(words: Words, name: str, hint: Any, text: str) -> Any:
             raise words.error(f"{name} must be one of {', '.join(EntryKind.__members__).lower()}, not {text!r}")
         return EntryKind[text.upper()]
     if hint is int:
-        return words.as_number(text, name)
+        return 0 if text == NONE else words.as_number(text, name)
     if hint is bytes:
         if name == "proposal_id":
             return proposal_id(text)

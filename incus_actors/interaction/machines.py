@@ -30,7 +30,7 @@ def register(grammar: Grammar) -> None:
         ("free MEMBERS KIB", _free),
         ("diverge MEMBER", _diverge),
         ("crash MEMBERS [applied=N]", _crash),
-        ("kill MEMBER", _kill),
+        ("kill MEMBERS", _kill),
         ("restart MEMBERS [amnesia]", _restart),
         ("join MEMBER", _join),
         ("shutdown MEMBER [REASON]", _shutdown),
@@ -180,13 +180,16 @@ def _crash(words: Words) -> Action:
 
 
 def _kill(words: Words) -> Action:
-    member = words.member()
+    members = words.members()
 
     def act(world: World) -> None:
-        world.running(member)
-        world.crash(member)
+        killed = world.select(members.ids)
+        for member in killed:
+            world.running(member)
+            world.crash(member)
         for other in sorted(world.cores):
-            world.step(other, ev.LinkDown(member, "E2"))
+            for member in killed:
+                world.step(other, ev.LinkDown(member, "E2"))
 
     return act
 
@@ -236,7 +239,7 @@ def _shutdown(words: Words) -> Action:
 def _link(words: Words) -> Action:
     state, member = words.choice("the state", ("up", "down")), words.member()
     given = words.options("at", "evidence")
-    at = words.as_ids(given["at"]) if "at" in given else ()
+    at = words.as_members(given["at"]).ids if "at" in given else ()
     evidence = given.get("evidence", "E2")
     if not re.fullmatch("E[0-3]", evidence):
         raise words.error(f"evidence must be E0, E1, E2 or E3, not {evidence!r}")

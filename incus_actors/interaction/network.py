@@ -42,7 +42,12 @@ class Network:
     holds: list[Pattern] = field(default_factory=list)
     cuts: set[tuple[MemberId, MemberId]] = field(default_factory=set)
     mark: int = 0  #: `expect sent` looks at messages from here on
+    marked: int = 0  #: the line that said so; 0: none did
     line: int = 0
+
+    def begin(self, line: int) -> None:
+        """Let `expect sent` look only at what is sent from this line on."""
+        self.mark, self.marked = len(self.sent), line
 
     def send(self, envelope: Envelope) -> None:
         """Put a message on its way; where the way is cut it is lost. Raises StepFailedError when there is no end."""

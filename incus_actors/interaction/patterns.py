@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
@@ -31,7 +31,7 @@ _SPECIAL: dict[str, tuple[str, ...]] = {
     "ProposeResponse": ("proposal",),
 }
 
-_ARROW = re.compile(r"^(\*|\d+)(->|<->)(\*|\d+)$")
+_ARROW = re.compile(r"^(\*|[0-9]{1,3})(->|<->)(\*|[0-9]{1,3})$")
 _CONDITION = re.compile(r"^([a-z_][a-z0-9_.]*)(!=|<=|>=|=|<|>|~)(.*)$", re.DOTALL)
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -45,7 +45,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`name operator value`, compared as numbers when both sides are numbers, else as texts; `~` is "contains"."""
+    """`name operator value`, compared as numbers when both sides are numbers, else as texts; `~` is "contains": a text
+    this part of it, a list these items."""
 
     name: str
     operator: str
@@ -58,6 +59,8 @@ class Condition:
         """Return whether a fact fulfils the condition."""
         have = show_value(found)
         if self.operator == "~":
+            if isinstance(found, (tuple, list, set, frozenset)):
+                return set(self.value.split(",")) <= {show_value(item) for item in found}
             return self.value in have
         if _is_number(have) and _is_number(self.value):
             return _OPERATORS[self.operator](int(have), int(self.value))
@@ -67,7 +70,13 @@ class Condition:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+", text) is not None
+    return re.fullmatch(r"-?[0-9]+", text) is not None
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" when something is close."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def parse_condition(token: str, line: int) -> Condition | None:

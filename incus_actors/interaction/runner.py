@@ -14,7 +14,7 @@ from incus_actors.consensus.core import Core
 from incus_actors.interaction.commands import GRAMMAR
 from incus_actors.interaction.errors import ScriptError, StepFailedError
 from incus_actors.interaction.expectations import overview
-from incus_actors.interaction.script import Step
+from incus_actors.interaction.script import MOST_BYTES, TOO_LONG, Step
 from incus_actors.interaction.world import CoreFactory, World
 
 SHOWN = 10
@@ -75,6 +75,11 @@ def run_text(text: str, name: str, *, make_core: CoreFactory = Core) -> Outcome:
             step.action(world)
         except StepFailedError as error:
             return _failed(world, name, count, step, error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return _failed(
+                world, name, count, step, StepFailedError(f"this program failed here, please report: {reason}")
+            )
     unexpected = [each for each in world.stopped if not each.expected]
     if unexpected:
         first = unexpected[0]
@@ -107,8 +112,20 @@ def _failed(world: World, name: str, count: int, step: Step, failure: StepFailed
 def run_file(path: Path, *, make_core: CoreFactory = Core) -> Outcome:
     """Run a script from a file; a file that cannot be read is a failed script."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Outcome(str(path), passed=False, error=True, text=f"cannot be read: {reason}")
-    return run_text(text, str(path), make_core=make_core)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        return Outcome(str(path), passed=False, error=True, text=f"cannot be read: {error.strerror or error}")
+    return run_bytes(content, str(path), make_core=make_core)
+
+
+def run_bytes(content: bytes, name: str, *, make_core: CoreFactory = Core) -> Outcome:
+    """Run a script as it stands in a file: UTF-8, with or without a byte order mark."""
+    if len(content) > MOST_BYTES:
+        return Outcome(name, passed=False, error=True, text=TOO_LONG)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return Outcome(name, passed=False, line=line, error=True, text=f"cannot be read: this is no UTF-8 ({error})")
+    return run_text(text, name, make_core=make_core)

@@ -6,7 +6,6 @@ read their words; used by commands.py and runner.py. Must never know what a comm
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable
@@ -23,13 +22,17 @@ from incus_actors.interaction.patterns import (
     parse_condition,
     parse_direction,
     parse_kind,
+    suggest,
 )
+from incus_actors.interaction.values import UnfitValueError, checked_field, member_ids
 
 if TYPE_CHECKING:
     from incus_actors.interaction.world import World
 
 Action: TypeAlias = "Callable[[World], None]"
 MOST_BYTES = 1 << 20  #: a longer script is a mistake
+TOO_LONG = "the script is longer than 1 MiB"
+MOST_MS = 3_600_000  #: a longer time is one, too: every 10 ms of it are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Words:
 
     def as_number(self, text: str, what: str, *, least: int = 0) -> int:
         """Return a whole number from a text."""
-        if not re.fullmatch(r"\d{1,12}", text) or int(text) < least:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < least:
             raise self.error(f"{what} must be a whole number of at least {least}, not {text!r}")
         return int(text)
 
@@ -102,10 +105,13 @@ class Words:
 
     def as_duration(self, text: str, what: str) -> int:
         """Return milliseconds from a text."""
-        match = re.fullmatch(r"(\d{1,9})(ms|s)?", text)
+        match = re.fullmatch(r"([0-9]{1,9})(ms|s)?", text)
         if match is None:
             raise self.error(f"{what} must be milliseconds (600, 600ms, 2s), not {text!r}")
-        return int(match[1]) * (1000 if match[2] == "s" else 1)
+        ms = int(match[1]) * (1000 if match[2] == "s" else 1)
+        if ms > MOST_MS:
+            raise self.error(f"{what} is at most {MOST_MS // 1000}s, not {text!r}")
+        return ms
 
     def member(self) -> MemberId:
         """Take the number of one member."""
@@ -123,13 +129,10 @@ class Words:
 
     def as_ids(self, text: str) -> tuple[MemberId, ...]:
         """Return the members of `2`, `1,3` or `1-3`."""
-        found: list[MemberId] = []
-        for part in text.split(","):
-            match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
-            if match is None or int(match[1]) < 1:
-                raise self.error(f"expected members such as 2, 1,3 or 1-3, not {text!r}")
-            found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-        return tuple(found)
+        try:
+            return member_ids(text)
+        except UnfitValueError as error:
+            raise self.error(str(error)) from None
 
     def choice(self, what: str, options: Iterable[str], *, default: str | None = None) -> str:
         """Take one of some words."""
@@ -164,29 +167,20 @@ class Words:
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    def pattern(self, *, required: bool = False) -> tuple[Pattern, dict[str, str]]:
+    def pattern(self, *, required: bool = False) -> tuple[Pattern, Condition | None]:
         """Take `[KIND] [A->B] [FIELD=VALUE…] [count=N]`; return the pattern and the `count`."""
-        kind: type | None = None
-        direction = Direction()
-        first = self.peek()
-        if first and parse_direction(first) is None and parse_condition(first, self.line) is None:
-            kind = parse_kind(self.words.pop(0), self.line)
-        elif required:
-            raise self.error("the kind of message is missing (any: every kind)")
-        if self.words and (found := parse_direction(self.words[0])) is not None:
-            direction = found
-            self.words.pop(0)
+        kind, direction = self.kind_and_way(required=required)
         conditions: list[Condition] = []
-        extra: dict[str, str] = {}
+        count: Condition | None = None
         for word in self.words:
             condition = parse_condition(word, self.line)
             if condition is None:
                 raise self.error(f"expected FIELD=VALUE, not {word!r}")
             if condition.name == "count":
-                if condition.operator not in ("=", ">=", "<="):
-                    raise self.error("count takes =, >= or <=")
+                if condition.operator == "~":
+                    raise self.error("count takes =, !=, <, <=, > or >=")
                 self.as_number(condition.value, "count")
-                extra["count"] = condition.operator + condition.value
+                count = condition
                 continue
             known = field_names(kind)
             if condition.name not in known:
@@ -194,15 +188,30 @@ class Words:
                     f"{'any message' if kind is None else kind.__name__} has no field {condition.name!r}"
                     f"{suggest(condition.name, known)} (fields: {', '.join(known)})"
                 )
-            conditions.append(condition)
+            try:
+                conditions.append(checked_field(condition, kind))
+            except UnfitValueError as error:
+                raise self.error(str(error)) from None
         self.words.clear()
-        return Pattern(kind, direction, tuple(conditions)), extra
+        return Pattern(kind, direction, tuple(conditions)), count
 
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" when something is close."""
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    def kind_and_way(self, *, required: bool = False) -> tuple[type | None, Direction]:
+        """Take `[KIND] [A->B]`, in this order or the other."""
+        kind: type | None = None
+        ways: list[Direction] = []
+        named = False
+        while self.words:
+            way = parse_direction(self.words[0])
+            if way is not None and not ways:
+                ways.append(way)
+            elif way is None and not named and parse_condition(self.words[0], self.line) is None:
+                kind, named = parse_kind(self.words[0], self.line), True
+            else:
+                break
+            self.words.pop(0)
+        if required and not named:
+            raise self.error("the kind of message is missing (any: every kind)")
+        return kind, ways[0] if ways else Direction()
 
 
 @dataclass
@@ -226,8 +235,9 @@ class Grammar:
     def parse(self, text: str) -> list[Step]:
         """Return the steps of a script. Raises ScriptError with the line of the first mistake."""
         if len(text) > MOST_BYTES:
-            raise ScriptError("the script is longer than 1 MiB")
-        steps = [step for number, line in enumerate(text.splitlines(), 1) if (step := self._line(number, line))]
+            raise ScriptError(TOO_LONG)
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        steps = [step for number, line in enumerate(lines, 1) if (step := self._line(number, line))]
         if not steps:
             raise ScriptError("the script has no commands")
         return steps

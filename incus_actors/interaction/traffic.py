@@ -9,7 +9,7 @@ from incus_actors.consensus.types import MemberId
 from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.forging import parse_forgery
 from incus_actors.interaction.network import Flight
-from incus_actors.interaction.patterns import Pattern, parse_direction, parse_kind
+from incus_actors.interaction.patterns import Pattern, parse_direction
 from incus_actors.interaction.script import Action, Grammar, Words
 from incus_actors.interaction.world import World
 
@@ -34,11 +34,12 @@ def register(grammar: Grammar) -> None:
 
 
 def _select(words: Words) -> tuple[Pattern, int | None]:
-    pattern, extra = words.pattern()
-    count = extra.get("count")
-    if count is not None and not count.startswith("="):
-        raise words.error("count= takes a number here")
-    return pattern, None if count is None else int(count[1:])
+    pattern, count = words.pattern()
+    if count is None:
+        return pattern, None
+    if count.operator != "=" or int(count.value) < 1:
+        raise words.error("count= takes a number of at least 1 here")
+    return pattern, int(count.value)
 
 
 def _chosen(world: World, pattern: Pattern, count: int | None) -> list[Flight]:
@@ -88,10 +89,15 @@ def _duplicate(words: Words) -> Action:
     return act
 
 
+def _uncounted(words: Words, *, required: bool = False) -> Pattern:
+    pattern, count = words.pattern(required=required)
+    if count is not None:
+        raise words.error(f"{words.verb} takes no count=")
+    return pattern
+
+
 def _hold(words: Words) -> Action:
-    pattern, extra = words.pattern(required=True)
-    if extra:
-        raise words.error("hold takes no count=")
+    pattern = _uncounted(words, required=True)
 
     def act(world: World) -> None:
         world.boot()
@@ -102,7 +108,7 @@ def _hold(words: Words) -> Action:
 
 def _release(words: Words) -> Action:
     everything = not words
-    pattern, _ = words.pattern()
+    pattern = _uncounted(words)
 
     def act(world: World) -> None:
         world.boot()
@@ -142,11 +148,11 @@ def _divide(world: World, groups: list[list[MemberId]]) -> None:
 
 
 def _isolate(words: Words) -> Action:
-    members = words.as_ids(words.take("the member"))
+    members = words.members()
 
     def act(world: World) -> None:
-        world.select(members)
-        _divide(world, [[member] for member in members])
+        world.select(members.ids)
+        _divide(world, [[member] for member in members.ids or world.machines])
 
     return act
 
@@ -183,11 +189,9 @@ def _settle(words: Words) -> Action:
 
 
 def _send(words: Words) -> Action:
-    token = words.take("A->B")
-    direction = parse_direction(token)
-    if direction is None or direction.source is None or direction.destination is None or direction.both_ways:
-        raise words.error(f"expected A->B with two members, not {token!r}")
-    kind = parse_kind(words.take("the kind of message"), words.line)
+    kind, direction = words.kind_and_way(required=True)
+    if direction.source is None or direction.destination is None or direction.both_ways:
+        raise words.error(f"expected A->B with two members, not {direction}")
     if kind is None:
         raise words.error("the kind of message must be named")
     forgery = parse_forgery(words, kind, direction.source, direction.destination)
@@ -203,6 +207,6 @@ def _send(words: Words) -> Action:
 def _mark(words: Words) -> Action:
     def act(world: World) -> None:
         world.boot()
-        world.network.mark = len(world.network.sent)
+        world.network.begin(world.line)
 
     return act

@@ -14,6 +14,7 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.core import Core
 from incus_actors.consensus.messages import PROTOCOL_VERSION, Envelope, Message
+from incus_actors.consensus.quorum import has_majority
 from incus_actors.consensus.types import (
     GENESIS_CHAIN,
     Configuration,
@@ -34,6 +35,7 @@ from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.files import Job, SnapshotFile
 from incus_actors.interaction.machine import Machine, build_entries
 from incus_actors.interaction.network import Network
+from incus_actors.interaction.patterns import show_value
 from incus_actors.interaction.safety import Safety
 
 CLUSTER = b"interaction test"
@@ -94,9 +96,24 @@ class World:
         for spec in specs:
             self.machines[spec.id] = self._machine(spec)
             self.safety.booted(self.machines[spec.id])
+        self._must_be_possible()
         for spec in specs:
             if not spec.down:
                 self.start(spec.id, aged=True)
+
+    def _must_be_possible(self) -> None:
+        """What somebody has applied, a majority of voters has on disk, or no core can make good what the script did."""
+        (voters,) = self.genesis.voter_sets()
+        for member, machine in self.machines.items():
+            index, chain = machine.state.index, machine.state.chain
+            have = {voter for voter in voters if self.machines[voter].has(index, chain)}
+            if index and not has_majority((voters,), have):
+                raise StepFailedError(
+                    f"this beginning is impossible: member {member} has applied {index}, so a majority of the voters "
+                    f"must have that entry, in the same history",
+                    expected=f"a majority of {show_value(voters)}",
+                    found=show_value(have),
+                )
 
     def _machine(self, spec: MemberSpec) -> Machine:
         entries = build_entries(spec.log)

@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from incus_actors.cli.interaction import interaction
+from incus_actors.consensus.core import Core
 from incus_actors.interaction.commands import GRAMMAR
 from incus_actors.interaction.facts import fact_names
 from incus_actors.interaction.patterns import KINDS, SHORT
 from incus_actors.interaction.runner import Outcome, run_text
+from incus_actors.interaction.values import CAUSES, PROGRESS, ROLES, STATUSES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "interaction.md").read_text()
 
@@ -40,6 +42,11 @@ def test_every_command_is_documented(verb: str) -> None:
 @pytest.mark.parametrize("name", fact_names())
 def test_every_fact_is_documented(name: str) -> None:
     assert f"`{name}`" in PAGE
+
+
+@pytest.mark.parametrize("value", [*CAUSES, *PROGRESS, *STATUSES, *ROLES])
+def test_every_value_of_a_fact_is_documented(value: str) -> None:
+    assert f"`{value}`" in PAGE
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -82,6 +89,25 @@ def test_every_message_is_documented(kind: str) -> None:
         ('members 3\nexpect 1 "role=leader', 2, "cannot read the line"),
         ("members 3 extra words", 1, "expected ID="),
         ("settle 3", 1, "unexpected '3'"),
+        ("members 3 ²=standby", 1, "id of 1 to 3"),
+        ("members 3\ntick 3-1", 2, "expected members"),
+        ("members 3\nrun 999999999s", 2, "at most 3600s"),
+        ("members 3\ntick 1 999999999", 2, "at most 3600s"),
+        ("members 3\ndeliver Append count=0", 2, "at least 1"),
+        ("members 3\nrelease Append count=1", 2, "takes no count"),
+        ("members 3\nexpect sent Append Vote", 2, "expected FIELD=VALUE, not 'Vote'"),
+        ("members 3\nexpect sent 1->2", 2, "the kind of message is missing"),
+        # what never is would make an expectation that always holds
+        ("members 3\nexpect 1 role!=ledaer", 2, "did you mean 'leader'?"),
+        ("members 3\nexpect 1 joint!=yes", 2, "none of true, false"),
+        ("members 3\nexpect 1 term!=one", 2, "a whole number is expected"),
+        ("members 3\nexpect 1 voters!=all", 2, "expected members"),
+        ("members 3\nexpect 1 progress.2!=probing", 2, "did you mean 'probe'?"),
+        ("members 3\nrun 10 until any cause=bored", 2, "none of none, timeout"),
+        ("members 3\nexpect no sent VoteResp granted=yes", 2, "none of true, false"),
+        ("members 3\nexpect no sent Append commit=x", 2, "a whole number is expected"),
+        ("members 3\nexpect result a done", 2, "none of pending, applied"),
+        ("members 3  # a form feed \x0c and \u2028 end no line\nfly", 2, "unknown command 'fly'"),
         ("# nothing", 0, "no commands"),
         ("x" * (2 << 20), 0, "longer than"),
     ],
@@ -111,6 +137,11 @@ def test_a_wrong_script_names_the_line(text: str, line: int, part: str) -> None:
         ("members 3\nelect 1\nmembers 2", 3, "come before every other command"),
         ("members 3\nelect 1\nlimits pending_reads=3", 3, "come before"),
         ("settle", 1, "there are no members yet"),
+        ("member 1 log=1,1 applied=2\nmember 2\nmember 3\nsettle", 4, "a majority of 1,2,3\n  found:    1"),
+        ("members 2\ncrash all\nexpect all term=0", 3, "no member runs"),
+        ("members 2\ncrash all\nrun 20 until all term=0", 3, "not within 20 ms"),
+        ("members 3\nelect 1\nexpect sent PreVote", 3, "messages sent since line 2"),
+        ("members 3\nelect 1\nexpect sent Append count>9", 3, "more than 9 of Append"),
         ("members 3\nexpect stopped 2", 2, "it has not asked to be stopped"),
         ("members 3\nexpect 1 match.2=3", 2, "no progress of member 2"),
         ("members 3\nrelease Append", 2, "is not held"),
@@ -130,6 +161,50 @@ def test_a_failure_shows_the_last_messages_and_the_members() -> None:
     assert "1->3 Append term=1 previous_index=1 previous_term=1 terms=1 proposals=a" in text
     assert "(dropped)" in text
     assert "3: follower term=1 vote=1 leader=1 last=1/1" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "expect all voters=1-3 members=3,1-2 standbys=none",
+        "expect 1 voters~2,3 log~1",
+        "expect 2,3 role!=leader",
+        "expect sent 1->2 Append count>0",
+        "expect sent Append 1->2 count!=2",
+        "expect no sent 1->* Append term=9",
+        "send 2->1 Vote",
+        "send Vote 2->1",
+        "hold 1->2 Append",
+        "isolate all",
+        "run 20 only=all",
+        "link down 1 at=all evidence=E0",
+        "expect result a status!=pending",
+        "expect any leader!=none",
+    ],
+)
+def test_what_can_be_said_in_several_ways(line: str) -> None:
+    text = "members 3\nelect 1\npropose 1 a\nrun 50\n" + line
+    assert run(text).passed, report(text)
+
+
+def test_a_list_contains_items_and_not_parts_of_them() -> None:
+    text = "members 3\nelect 1\npropose 1 append\npropose 1 b\nrun 50\n"
+    assert run(text + "expect all state~b,append").passed
+    assert not run(text + "expect all state~app").passed
+
+
+def test_several_die_at_once() -> None:
+    text = "members 5\nelect 1\nkill 1,2\nrun 200 until any role=leader\nexpect 1,2 role=down"
+    assert run(text).passed, report(text)
+
+
+def test_a_mistake_of_this_program_is_an_outcome_too() -> None:
+    def broken(*_: object, **__: object) -> Core:
+        raise KeyError("oops")
+
+    outcome = run_text("members 3\nsettle", "x.txt", make_core=broken)
+    assert (outcome.passed, outcome.line) == (False, 2)
+    assert "KeyError: 'oops'" in outcome.text
 
 
 def test_a_stop_that_nobody_expects_fails_where_it_happened() -> None:
@@ -168,6 +243,40 @@ def test_the_command_runs_files_and_directories(tmp_path: Path) -> None:
     assert str(good) not in done.output
 
 
+def test_standard_input_is_a_file_named_minus() -> None:
+    runner = CliRunner()
+    done = runner.invoke(interaction, ["-"], input="members 1\nsettle")
+    assert (done.exit_code, done.output) == (0, "pass  <stdin> (2 steps)\n")
+    done = runner.invoke(interaction, ["-"], input="members 1\nfly")
+    assert done.exit_code == 1
+    assert "ERROR  <stdin>:2: unknown command" in done.output
+
+
+def test_a_directory_without_scripts_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "directory.txt").mkdir(parents=True)
+    good = tmp_path / "good.txt"
+    good.write_bytes(b"\xef\xbb\xbfmembers 1\r\nsettle\r\n")  # as Windows writes it
+    done = CliRunner().invoke(interaction, [str(good), str(tmp_path / "empty")])
+    assert done.exit_code == 1
+    assert f"pass  {good} (2 steps)" in done.output
+    assert f"ERROR  {tmp_path / 'empty'}: no *.txt in this directory" in done.output
+    assert "1 of 2 passed" in done.output
+
+
+def test_a_file_that_is_no_text_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "script.txt"
+    path.write_bytes(b"members 1\nsettle\n\xe2\x82\n")
+    done = CliRunner().invoke(interaction, [str(path)])
+    assert done.exit_code == 1
+    assert f"ERROR  {path}:3: cannot be read: this is no UTF-8" in done.output
+
+
+def test_a_file_without_an_end_is_a_failure() -> None:
+    done = CliRunner().invoke(interaction, ["/dev/zero"])
+    assert done.exit_code == 1
+    assert "longer than 1 MiB" in done.output
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
 def test_a_file_that_cannot_be_read_is_a_failure(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "script.txt"
@@ -175,7 +284,7 @@ def test_a_file_that_cannot_be_read_is_a_failure(tmp_path: Path, content: bytes 
         path.write_bytes(content)
     done = CliRunner().invoke(interaction, [str(path)])
     assert done.exit_code == 1
-    assert f"ERROR  {path}: cannot be read" in done.output
+    assert f"ERROR  {path}{':1' if content else ''}: cannot be read" in done.output
 
 
 def test_without_files_the_command_says_how_it_is_used() -> None:

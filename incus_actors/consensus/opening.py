@@ -110,7 +110,7 @@ def _open_state(directory: Path, path: Path, store: LogStore) -> Applier:
     try:
         return Applier(path)
     except (sqlite3.Error, UnicodeDecodeError) as exc:
-        if not (isinstance(exc, UnicodeDecodeError) or fmt.is_damage(exc)):
+        if not fmt.is_damage(exc, opening=True):
             raise
         mark_state_suspect(directory, f"{path.name} can't be opened: {exc}")
     _discard_if_suspect(directory, path, store)

@@ -107,7 +107,15 @@ def lose_the_first_table(path: Path) -> None:
     overwrite(path, (root - 1) * 4096, b"\xff" * 4096)
 
 
+def rename_a_column(path: Path) -> None:
+    """One flipped bit in the text of the schema: a column that our own statements name has gone."""
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"timestamp_ms", b"timestamp_mr"))
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
+    "column": rename_a_column,
+    "format": lambda path: overwrite(path, 47, b"\x0c"),
     "header": lambda path: overwrite(path, 0, b"\xff" * 100),
     "page": lose_the_first_table,
     "cut off": lambda path: os.truncate(path, 5000),

@@ -147,7 +147,7 @@ def on_prevote_response(node: Node, envelope: Envelope, message: PreVoteResponse
             running.full.add(envelope.source)
             node.proposals.dispatch_all()
     running.granted[envelope.source] = message.granted
-    if has_majority(node.voter_sets, _yes(running)):
+    if has_majority(node.voter_sets, _yes(running)) and not node.receiver.busy:
         node.count("prevotes_won", why=running.why)
         node.become_candidate(running.why)
 

@@ -103,6 +103,8 @@ class Leadership:
         progress = self.progress[member]
         if progress.state is not ProgressState.SNAPSHOT:
             progress.become_probe()
+            if not progress.match:
+                progress.next = self.node.log.last + 1  # nobody knows yet what it lacks; not all, as a rule
         progress.heartbeat_due_ms = self.node.now
         self.heartbeat(progress, self.heir())
         replication.send_appends(self.node, progress)

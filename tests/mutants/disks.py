@@ -106,6 +106,20 @@ DISKS = (
         ),
     ),
     mutant(
+        "elected_while_installing",
+        "cowsql/raft e514f78f (truncating while a snapshot is written)",
+        "a pre-candidate whose snapshot is being put in place begins an election",
+        "snapshot_installing_wins_no_prevote",
+        ("candidate.on_prevote_response", " and not node.receiver.busy", ""),
+    ),
+    mutant(
+        "snapshot_for_whom_nobody_has_asked",
+        "a fresh reader's script",
+        "a new leader sends the whole state to a member that comes back, before it has said what it lacks",
+        "snapshot_not_for_who_missed_an_election",
+        ("leader.Leadership.welcome", "if not progress.match:", "if False:"),
+    ),
+    mutant(
         "failed_snapshot_is_final",
         "dqlite #283 (a failure becomes a permanent state)",
         "a snapshot that could not be taken is never tried again",

@@ -83,8 +83,8 @@ ELECTIONS = (
         "election_votes_of_standbys_do_not_elect",
         (
             "candidate.on_prevote_response",
-            "if has_majority(node.voter_sets, _yes(running)):",
-            "if len(_yes(running)) > len(node.voter_sets[0]) // 2:",
+            "if has_majority(node.voter_sets, _yes(running)) and",
+            "if len(_yes(running)) > len(node.voter_sets[0]) // 2 and",
         ),
     ),
     mutant(

@@ -86,7 +86,8 @@ def _install(world: World, member: MemberId, job: fx.InstallSnapshot) -> None:
         return
     if world.stored.pop((member, offer.snapshot_id), 0) != offer.size:
         raise broken("R-SNAP", f"member {member} installs {offer.snapshot_id}, of which it does not have all")
-    if world.writes[member] or world.applies[member]:
+    logging = any(write.entries or write.truncate_from is not None for write in world.writes[member])
+    if logging or world.applies[member]:  # a vote may be on its way to the disk: what is committed knows no terms
         raise broken("R-SNAP", f"member {member} installs a snapshot while something is being written or applied")
     machine = world.machines[member]
     machine.install(offer, found.state, keep_suffix=job.keep_suffix)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from incus_actors.domain.disk_devices import is_required
 from incus_actors.domain.instance_config import is_true
 from incus_actors.drivers.base import PoolSpec, VolumeSpec
 from incus_actors.errors import BadRequestError, MemberError, NotFoundError
@@ -61,7 +62,7 @@ def check(host: Host, project: str, name: str, device: Mapping[str, str]) -> Non
             _inside(Path("/"), device["source"])
             return
         source = device.get("source", "")
-        if is_true(device.get("required", "true")) and source.startswith("/") and not Path(source).exists():
+        if is_required(device) and source.startswith("/") and not Path(source).exists():
             raise BadRequestError(f'Missing source path "{source}" for disk "{name}"')
     except BadRequestError as error:
         raise BadRequestError(f'Failed add validation for device "{name}": {error}') from None
@@ -104,7 +105,7 @@ def _inside(root: Path, source: str) -> Path:
     """Return the place that "volume/some/path" means. Raises BadRequestError for one outside of the volume."""
     below = source.partition("/")[2]
     if ".." in PurePosixPath(below).parts:
-        raise BadRequestError('The path inside the volume may not hold ".."')
+        raise BadRequestError(f'Volume sub-path "{below}" resolves outside of the volume')
     return root / below.lstrip("/") if below else root
 
 

@@ -4,7 +4,6 @@ Owns what is decided from data alone, with Incus' texts. Used by services, actor
 and times are parameters.
 """
 
-# ruff: noqa: SIM905  # long word lists read better as text
 from __future__ import annotations
 
 import json
@@ -13,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from incus_actors.domain.instance_config import parse_size
+from incus_actors.domain.disk_devices import check_disk, effective
 from incus_actors.domain.nics import Networks, check_names, check_nic
 from incus_actors.domain.proxies import check_proxy
 from incus_actors.domain.unix_devices import check_unix_device
 from incus_actors.errors import BadRequestError, MemberError
-from incus_actors.model.config_values import canonical_bool
 
 Config = Mapping[str, str]
 Devices = Mapping[str, Mapping[str, str]]
@@ -43,12 +41,6 @@ DEVICE_NAMES: Final = {number: name for name, number in DEVICE_TYPES.items()}
 PLUGGABLE: Final = frozenset({"disk", "nic", "proxy", "unix-block", "unix-char"})
 SUPPORTED_TYPES: Final = PLUGGABLE | {"none"}  #: the others are known, but no driver can give them
 INSTANCE_TYPES: Final = {0: "container", 1: "virtual-machine"}
-
-_DISK_OPTIONS = frozenset(
-    "path source pool size size.state readonly required recursive shift propagation limits.read limits.write "
-    "limits.max raw.mount.options boot.priority io.bus io.cache initial.uid initial.gid initial.mode type".split()
-)
-PROPAGATIONS: Final = frozenset("private shared slave unbindable rprivate rshared rslave runbindable".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +125,6 @@ def unsupported(kind: str) -> str:
     return "" if kind in SUPPORTED_TYPES else f'Unsupported device type "{kind}"'
 
 
-def bad_propagation(device: Mapping[str, str]) -> str:
-    """Return what is said of a disk's `propagation` that is none, "" if it is one; of profiles, too."""
-    mode = device.get("propagation", "")
-    return f'Invalid propagation mode "{mode}"' if mode and mode not in PROPAGATIONS else ""
-
-
 def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9/:_.-]{1,64}", name) or ".." in name.split("/"):
         raise BadRequestError(
@@ -158,39 +144,19 @@ def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -
 
 
 def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
-    for option in sorted(device):
-        if option not in _DISK_OPTIONS and not option.startswith("user."):
-            raise BadRequestError(f'Invalid device option "{option}"')
-    path, source = device.get("path", ""), device.get("source", "")
-    for option in ("readonly", "recursive", "required", "shift"):
-        try:
-            canonical_bool(device.get(option) or "false")
-        except ValueError as error:
-            raise BadRequestError(f'Invalid value for device option "{option}": {error}') from None
-    if (not path and not (device.get("pool") and source)) or (path != "/" and not source):
-        raise BadRequestError('Disk entry is missing the required "source" or "path" property')
-    if path == "/" and not device.get("source") and not device.get("pool"):
-        raise BadRequestError('Root disk entry must have a "pool" property set')
-    if source and not device.get("pool") and not source.startswith("/"):
-        raise BadRequestError("Source path must be absolute for local sources")
-    if problem := bad_propagation(device):
-        raise BadRequestError(problem)
+    check_disk(device, container=True)
+    path = device.get("path", "")
     if path in paths:
         raise BadRequestError(f'More than one disk device uses the same path "{path}"')
     if path:
         paths[path] = path
-    if device.get("size"):
-        try:
-            parse_size(device["size"])
-        except BadRequestError as error:
-            raise BadRequestError(f'Invalid value for device option "size": {error}') from None
 
 
 def check_hotplug(old: Devices, new: Devices) -> None:
     """Raise BadRequestError when a device would have to come, go or change while the instance runs.
 
-    What only we look at (a size, user.* options, devices of type none) may change any time, and what the driver
-    plugs in and out (PLUGGABLE).
+    What nothing is done about while it runs (a disk's size or limits, user.* options, devices of type none) may change any
+    time, and what the driver plugs in and out (PLUGGABLE).
     """
     for name in sorted(old.keys() | new.keys()):
         before, after = _effective(old.get(name)), _effective(new.get(name))
@@ -205,7 +171,8 @@ def _pluggable(device: Mapping[str, str]) -> bool:
 def _effective(device: Mapping[str, str] | None) -> dict[str, str]:
     if device is None or device.get("type") == "none":
         return {}
-    return {key: value for key, value in device.items() if key != "size" and not key.startswith("user.")}
+    changing = effective(device) if device.get("type") == "disk" else device
+    return {key: value for key, value in changing.items() if not key.startswith("user.")}
 
 
 # --- volatile keys ------------------------------------------------------------------------------------------

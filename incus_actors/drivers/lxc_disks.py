@@ -11,20 +11,21 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from incus_actors.domain.disk_devices import inside_path, is_required
 from incus_actors.drivers import device_notes
 from incus_actors.drivers.base import DriverError, InstanceSpec
 from incus_actors.drivers.child import helper_argv, run_helper
 from incus_actors.model.config_values import is_true
 
 Disk = Mapping[str, str]
-_KEYS = ("source", "path", "readonly", "recursive", "shift", "required", "node", "propagation")
+_KEYS = ("source", "path", "readonly", "recursive", "shift", "required", "optional", "node", "propagation")
 _MADE = "made"  #: the inode number of a mount point that we have made
 
 
 def disks_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
-    """Return what matters of the disks of an instance, without its root."""
+    """Return what matters of the disks of an instance, without its root; `path` as it is inside."""
     return {
-        name: {key: device[key] for key in _KEYS if key in device}
+        name: {**{key: device[key] for key in _KEYS if key in device}, "path": inside_path(device["path"])}
         for name, device in sorted(spec.devices.items())
         if device.get("type") == "disk" and device.get("path") != "/"
     }
@@ -94,7 +95,7 @@ def _request(spec: InstanceSpec, disk: Disk, made: str = "") -> dict[str, str]:
     `made`: the number of the mount point if it was made for this disk when the container ran before.
     """
     if not Path(disk["source"]).exists():
-        if is_true(disk.get("required", "true")):
+        if is_required(disk):
             raise DriverError(f'Missing source path "{disk["source"]}"')
         return {}
     return {

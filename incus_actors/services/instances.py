@@ -296,13 +296,18 @@ class InstanceService:
         except BadRequestError as error:
             raise BadRequestError(f"Invalid devices: {error}") from None
         disks.check_changed(self._host, record.project, record.expanded_devices, expanded)
+        for name in expanded.keys() - record.expanded_devices.keys():
+            if any(option.startswith("initial.") for option in expanded[name]):
+                raise BadRequestError(
+                    "New device with initial configuration cannot be added once the instance is created"
+                )
         try:
             _, root = rules.root_disk(expanded)
         except BadRequestError as error:
             raise BadRequestError(f"Invalid root disk device: {error}") from None
         _, old_root = rules.root_disk(record.expanded_devices)
         if root.get("pool") != old_root.get("pool"):
-            raise BadRequestError("The storage pool of the root disk can only be changed through move")
+            raise BadRequestError(f'Cannot update root disk device pool name to "{root.get("pool", "")}"')
 
     def check_rename(self, project: str, name: str, new_name: str) -> None:
         """Raise BadRequestError, ConflictError 409 `Name "x" already in use`."""

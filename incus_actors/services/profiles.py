@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
+from incus_actors.domain.disk_devices import check_disk
 from incus_actors.domain.instances import (
     DEVICE_TYPES,
     ProfileLayer,
-    bad_propagation,
     is_root_disk,
     root_giver,
     unsupported,
@@ -43,13 +43,6 @@ from incus_actors.state.reader import Reader
 Devices = Mapping[str, Mapping[str, str]]
 
 _NIC_TYPES = frozenset(["bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"])
-_DISK_OPTIONS = frozenset(
-    [
-        "boot.priority", "ceph.cluster_name", "ceph.user_name", "initial.gid", "initial.mode", "initial.uid", "io.bus",
-        "io.cache", "limits.max", "limits.read", "limits.write", "path", "pool", "propagation", "raw.mount.options",
-        "readonly", "recursive", "required", "shift", "size", "size.state", "source", "type",
-    ]
-)  # fmt: skip
 
 
 class ProfileService:
@@ -213,8 +206,12 @@ class ProfileService:
             for row in network_queries.networks(self._database)
             if row.project == (owner.name if owner.has("networks") else "default")
         }
+        paths: set[str] = set()
         for name, device in sorted(devices.items()):
             problem = _device_problem(name, device, networks, owner.name)
+            if not problem and device.get("type") == "disk" and (path := device.get("path")):
+                problem = f'More than one disk device uses the same path "{path}"' if path in paths else ""
+                paths.add(path)
             if problem:
                 raise BadRequestError(f'Device validation failed for "{name}": {problem}')
 
@@ -269,11 +266,9 @@ def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str,
         return refusal
     elif kind == "nic":
         problem = _nic_problem(device, networks, project)
-    elif kind == "disk":
-        return _disk_problem(device)
-    elif kind == "proxy":
+    elif kind in ("disk", "proxy"):
         try:
-            check_proxy(device)
+            check_disk(device, container=False) if kind == "disk" else check_proxy(device)
         except BadRequestError as error:
             return str(error)
     return problem and f'Failed loading device "{name}": {problem}'
@@ -285,16 +280,3 @@ def _nic_problem(device: Mapping[str, str], networks: Mapping[str, str], project
         missing = f'Failed to load network "{network}" for project "{project}": Network not found'
         return "" if network in networks else missing
     return "" if device.get("nictype", "") in _NIC_TYPES else "Unsupported device type"
-
-
-def _disk_problem(device: Mapping[str, str]) -> str:
-    unknown = sorted(device.keys() - _DISK_OPTIONS)
-    if unknown:
-        return f'Invalid device option "{unknown[0]}"'
-    if refusal := bad_propagation(device):
-        return refusal
-    if device.get("path") == "/" and not device.get("source"):
-        return "" if device.get("pool") else 'Root disk entry must have a "pool" property set'
-    if not device.get("source") and not device.get("pool"):
-        return 'Disk entry is missing the required "source" or "path" property'
-    return ""

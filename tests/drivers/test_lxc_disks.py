@@ -199,3 +199,17 @@ def test_only_what_matters_is_compared(tmp_path: Path) -> None:
     assert lxc_disks.noted(spec) == {}
     (tmp_path / "disks.json").write_text("{broken")
     assert lxc_disks.noted(spec) == {}
+
+
+def test_paths_are_those_inside_however_they_are_written(tmp_path: Path) -> None:
+    devices = {"r": disk(tmp_path, "srv/x"), "u": disk(tmp_path, "/../y/")}
+    spec = InstanceSpec("c", "default", tmp_path, tmp_path, tmp_path, devices=devices)
+    assert {name: found["path"] for name, found in lxc_disks.disks_of(spec).items()} == {"r": "/srv/x", "u": "/y"}
+
+
+def test_an_optional_disk_may_be_missing(tmp_path: Path) -> None:
+    devices = {"o": disk(tmp_path / "gone", "/x", optional="true")}
+    spec = InstanceSpec("c", "default", tmp_path, tmp_path, tmp_path, devices=devices)
+    assert lxc_disks.start_command(spec) == ""
+    with pytest.raises(DriverError, match="Missing source path"):
+        lxc_disks.start_command(replace(spec, devices={"o": disk(tmp_path / "gone", "/x", optional="false")}))

@@ -96,13 +96,22 @@ async def test_types_of_devices_that_no_driver_has_are_refused_running_or_not(ma
     assert str(running.value) == str(stopped.value) == text
 
 
-async def test_the_size_of_the_root_disk_may_change_while_it_runs(machine):
+async def test_what_the_root_disk_may_change_while_it_runs(machine):
     life = machine.instances.life
     await machine.create(start=True)
     root = {"type": "disk", "path": "/", "pool": "local"}
-    await life.update("default", "c1", put_of(machine, devices={"root": {**root, "size": "1GiB"}}))
+    for option, value in (("size", "1GiB"), ("boot.priority", "1"), ("size.state", "1GiB"), ("limits.read", "10MB")):
+        await life.update("default", "c1", put_of(machine, devices={"root": {**root, option: value}}))
     with pytest.raises(BadRequestError, match='Device "root" can only be changed while the instance is stopped'):
-        await life.update("default", "c1", put_of(machine, devices={"root": {**root, "readonly": "true"}}))
+        await life.update("default", "c1", put_of(machine, devices={"root": {**root, "shift": "true"}}))
+
+
+async def test_a_new_disk_of_an_instance_has_no_initial_owner(machine):
+    await machine.create()
+    disk = {"type": "disk", "path": "/x", "source": "/tmp", "initial.uid": "5"}
+    with pytest.raises(BadRequestError) as refused:
+        await machine.instances.life.update("default", "c1", put_of(machine, devices={"d": disk}))
+    assert str(refused.value) == "New device with initial configuration cannot be added once the instance is created"
 
 
 async def test_bad_updates_change_nothing(machine):
@@ -125,7 +134,7 @@ async def test_bad_updates_change_nothing(machine):
             {"devices": {"d": {"type": "foo"}}},
             'Invalid devices: Device validation failed for "d": Failed loading device "d": Unsupported device type',
         ),
-        ({"devices": {"root": root}}, "The storage pool of the root disk can only be changed through move"),
+        ({"devices": {"root": root}}, 'Cannot update root disk device pool name to "other"'),
     ]
     for changes, text in cases:
         with pytest.raises(ApiError) as refused:

@@ -80,6 +80,14 @@ async def test_life_of_a_profile(kit):
             ProfilesPost(name="p", devices={"d": {"type": "disk", "path": "/m", "source": "/t", "foo": "b"}}),
             'Device validation failed for "d": Invalid device option "foo"',
         ),
+        (
+            ProfilesPost(name="p", devices={"d": {"type": "disk", "path": "/m", "source": "/t", "size": "1GiB"}}),
+            'Device validation failed for "d": Only the root disk may have a size quota',
+        ),
+        (
+            ProfilesPost(name="p", devices={name: {"type": "disk", "path": "/", "pool": "p"} for name in ("a", "b")}),
+            'Device validation failed for "b": More than one disk device uses the same path "/"',
+        ),
     ],
 )
 async def test_what_a_profile_cannot_be(kit, post, text):

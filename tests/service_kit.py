@@ -153,7 +153,7 @@ def _services(kit_directory: Path, consensus: ConsensusRuntime, identity: Identi
         identity=identity,
         certificate=lambda: certificates.load_or_create(kit_directory, "server", "host"),
         instance_driver=driver,
-        storage_drivers={"dir": DriverInfo("dir", "1")},
+        storage_drivers={name: DriverInfo(name, "1") for name in ("btrfs", "dir")},
     )
     networks, network_changes, network_leases = network_use_cases.build(
         consensus=consensus,
@@ -215,7 +215,7 @@ async def running_services(directory: Path) -> AsyncIterator[ServiceKit]:
         database=consensus.database,
         identity=identity,
         backend=pools,
-        drivers=frozenset({"dir"}),
+        drivers=frozenset({"btrfs", "dir"}),
         members_s=0.3,
     )
     kit: dict[str, Any] = {

@@ -79,7 +79,7 @@ def define_pool(
 def define_pool_on_member(
     name: str, driver: str, description: str, member_id: int, local: Mapping[str, str]
 ) -> Transaction:
-    """First phase in a cluster: the pool is to be on this member too. Conflict "exists", "driver" or "created"."""
+    """First phase in a cluster: the pool is to be on this member too. Conflict "driver", "created" or "exists"."""
     on_member = (
         "SELECT COUNT(*) FROM storage_pools_nodes n JOIN storage_pools p ON p.id = n.storage_pool_id"
         " WHERE p.name = ? AND n.node_id = ?"
@@ -96,11 +96,11 @@ def define_pool_on_member(
         ),
         guards=(
             Guard("SELECT COUNT(*) FROM nodes WHERE id = ?", (member_id,), ((1,),), "member"),
-            Guard(on_member, (name, member_id), ((0,),), "exists"),
             Guard(
                 "SELECT COUNT(*) FROM storage_pools WHERE name = ? AND driver <> ?", (name, driver), ((0,),), "driver"
             ),
             Guard("SELECT COUNT(*) FROM storage_pools WHERE name = ? AND state = 1", (name,), ((0,),), "created"),
+            Guard(on_member, (name, member_id), ((0,),), "exists"),
         ),
         topics=_TOPICS,
     )

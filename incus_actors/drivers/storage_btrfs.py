@@ -181,7 +181,7 @@ class BtrfsStorage(PathStorage):
         allowed = {*DIRECTORIES, _OWN_MARK}
         strange = [entry.name for entry in source.iterdir() if entry.name not in allowed]
         if strange or self._left_in(source, images=True):
-            raise DriverError(f'Source path "{source}" isn\'t empty')
+            raise DriverError(f"Source path '{source}' isn't empty")
 
     async def activate_pool(self, pool: PoolSpec) -> None:
         """Mount it if it isn't. Raises DriverError."""
@@ -256,14 +256,18 @@ class BtrfsStorage(PathStorage):
                 await tools.forget_stale_groups(root)
 
     async def limit(self, pool: PoolSpec, path: Path, size: int) -> None:
-        """Set the quota group of a subvolume; nothing is switched on before the first size."""
+        """Set the quota group of a subvolume; nothing is switched on before the first size.
+
+        The pool is asked, not the subvolume: one that is over its limit refuses even to have that raised.
+        """
         root = self._default_path(pool)
         if not size and not await self._counts(root):
             return
         if root not in self._counted:
             await commands.run("btrfs", "quota", "enable", str(root))
             self._counted.add(root)
-        await commands.run("btrfs", "qgroup", "limit", str(size) if size else "none", str(path))
+        number = (await commands.run("btrfs", "inspect-internal", "rootid", str(path))).strip()
+        await commands.run("btrfs", "qgroup", "limit", str(size) if size else "none", f"0/{number}", str(root))
 
     async def _counts(self, root: Path) -> bool:
         if root not in self._counted and await commands.run_quietly("btrfs", "qgroup", "show", str(root)):

@@ -54,11 +54,11 @@ class DirStorage(PathStorage):
         path, default = self.pool_path(pool), self._default_path(pool)
         if path != default:
             if not path.is_dir():
-                raise DriverError(f'Source path "{path}" does not exist')
+                raise DriverError(f"Source path '{path}' doesn't exist")
             if path.resolve().is_relative_to(self._directory.resolve()):
                 raise DriverError(f'Source path "{path}" is within the directory of the server')
             if any(True for _ in path.iterdir()) and not (path / "containers").is_dir():
-                raise DriverError(f'Source path "{path}" isn\'t empty')
+                raise DriverError(f"Source path '{path}' isn't empty")
         self._base.mkdir(mode=0o711, parents=True, exist_ok=True)
         path.mkdir(mode=0o711, exist_ok=True)
         self._make_directories(path)
@@ -71,7 +71,7 @@ class DirStorage(PathStorage):
         """Make the directories that a release before this one had not. Raises DriverError if the pool is gone."""
         path = self.pool_path(pool)
         if not path.is_dir():
-            raise DriverError(f'Source path "{path}" does not exist')
+            raise DriverError(f"Source path '{path}' doesn't exist")
         self._make_directories(path)
 
     async def delete_pool(self, pool: PoolSpec) -> None:

@@ -100,7 +100,9 @@ class StoragePoolService:
             config = row.config_on(member_id)
         names = queries.member_names(self._database)
         uses = queries.pool_uses(self._database, row.id, row.name)
-        state = row.state if member_id is None else row.members.get(member_id, row.state)
+        state: PoolState | None = row.state
+        if member_id is not None and self._identity.clustered:
+            state = row.members.get(member_id)
         return Pool(
             config=visible(config),
             description=row.description,
@@ -113,7 +115,7 @@ class StoragePoolService:
                     if member_id is None or use.member_id in (None, member_id)
                 }
             ),
-            status=state.label,
+            status="Unknown" if state is None else state.label,  # not defined on that member
             locations=[names[id_] for id_ in row.members if id_ in names],
         )
 
@@ -124,7 +126,7 @@ class StoragePoolService:
 
         Raises BadRequestError, ConflictError (409), NotFoundError (target), MemberError (500, as Incus).
         """
-        config = self._check_new(post)
+        config = self._check_new(post, target)
         if not self._identity.clustered:
             if target is not None:
                 self._member_id(target)
@@ -134,7 +136,7 @@ class StoragePoolService:
         else:
             await self._create_everywhere(post, config)
 
-    def _check_new(self, post: PoolsPost) -> dict[str, str]:
+    def _check_new(self, post: PoolsPost, target: str | None) -> dict[str, str]:
         if not post.name:
             raise BadRequestError("No name provided")
         if "/" in post.name:
@@ -145,7 +147,7 @@ class StoragePoolService:
             raise MemberError("Storage name cannot contain white space")
         if post.name in {".", ".."} or len(post.name) > 63 or not post.name.isprintable():
             raise BadRequestError(f'Invalid storage pool name "{post.name}"')
-        self._check_driver(post.driver)
+        self._check_driver(post.driver, target)
         config = config_keys.without_empty(post.config)
         try:
             config_keys.validate_pool_config(config, post.driver)
@@ -153,10 +155,11 @@ class StoragePoolService:
             raise MemberError(str(error)) from None
         return config
 
-    def _check_driver(self, driver: str) -> None:
-        """Raise MemberError for a driver that doesn't exist or work here; the other members find out for themselves."""
+    def _check_driver(self, driver: str, target: str | None) -> None:
+        """Raise an ApiError for a driver that doesn't exist (400 in the first phase, as Incus) or doesn't work here; the
+        other members find out for themselves."""
         if driver not in config_keys.POOL_DRIVERS:
-            raise MemberError("Unknown driver")
+            raise (MemberError if target is None else BadRequestError)("Unknown driver")
         if driver not in self._keeper.drivers:
             raise MemberError(self._keeper.reasons.get(driver) or "Unknown driver")
 
@@ -191,11 +194,13 @@ class StoragePoolService:
         try:
             await propose(self._consensus, transaction)
         except TransactionConflictError as conflict:
+            if conflict.label == "driver":
+                raise MemberError("Storage pool already exists with a different driver") from None
+            if conflict.label == "created":
+                raise MemberError("Storage pool is not in pending state") from None
             texts = {
                 "member": "Cluster member not found",
                 "exists": f'The storage pool already defined on member "{target}"',
-                "driver": "Storage pool already exists with a different driver",
-                "created": "The storage pool is already created",
             }
             raise BadRequestError(texts.get(conflict.label, conflict.label)) from None
 
@@ -281,15 +286,18 @@ class StoragePoolService:
             if expect is not None:
                 expect(editable(self._shown(row, None if target is None else member_id)))
             given = config_keys.without_empty(put.config)
+            self._check_state(row, target)
             self._check_scope(given, target)
             shared, local = self._wanted(row, member_id, put.config or {}, target=target, patch=patch)
             try:
-                config_keys.validate_pool_config({**shared, **visible(local)}, row.driver)
+                config_keys.validate_pool_config({**(put.config or {}), **shared, **visible(local)}, row.driver)
             except config_keys.ConfigError as error:
                 raise BadRequestError(str(error)) from None
             old_local = row.local.get(member_id, {})
             if (put.config or {}).get("source") == "" and "source" in old_local:
                 local["source"] = old_local["source"]  # "" is "not given": the same preseed may come again
+            if old_local.get("size") and not local.get("size") and row.members.get(member_id) is PoolState.CREATED:
+                raise MemberError("Pool cannot be shrunk")
             if old_local.get("source", "") != local.get("source", "") and row.state is not PoolState.PENDING:
                 raise MemberError("Pool source cannot be changed when not in pending state")
             await self._change_here(row, member_id, {**shared, **visible(local)})
@@ -313,6 +321,15 @@ class StoragePoolService:
         old = visible(row.config_on(member_id))
         if member_id == self._identity.member_id and row.state is PoolState.CREATED and dict(config) != old:
             await self._keeper.change(row, config, old)
+
+    def _check_state(self, row: PoolRow, target: str | None) -> None:
+        """Raise an ApiError while a pool, or the share of it that is meant, isn't there to be changed."""
+        if not self._identity.clustered or row.state is PoolState.CREATED:
+            return
+        if target is None:
+            raise BadRequestError("Cannot update storage pool global config when not in created state")
+        if self._member_id(target) not in row.members:
+            raise MemberError(f'Storage pool "{row.name}" is not defined on member "{target}"')
 
     def _check_scope(self, given: Config, target: str | None) -> None:
         _, local = _split(given)

@@ -280,6 +280,9 @@ async def test_sizes_are_kept_and_usage_is_told(driver, pool):
     assert (await driver.volume_usage(volume)).total_bytes == 24 << 20
     with pytest.raises(OSError, match="quota"):
         (path / "big").write_bytes(bytes(1) + os.urandom(48 << 20))
+    await driver.resize_volume(volume, 1 << 20)  # less than it has
+    with pytest.raises(OSError, match="quota"):
+        (path / "more").write_bytes(os.urandom(1 << 20))
     await driver.resize_volume(volume, 100 << 20)
     (path / "big").write_bytes(os.urandom(30 << 20))
     os.sync()

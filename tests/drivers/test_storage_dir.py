@@ -61,7 +61,7 @@ async def test_a_source_directory_of_ones_own(storage: DirStorage, tmp_path_fact
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [("relative", "absolute"), ("/x/../y", "absolute"), ("/no/such/place", "does not exist"), ("INSIDE", "within")],
+    [("relative", "absolute"), ("/x/../y", "absolute"), ("/no/such/place", "doesn't exist"), ("INSIDE", "within")],
 )
 async def test_bad_sources(storage: DirStorage, tmp_path: Path, source: str, reason: str) -> None:
     source = source.replace("INSIDE", str(tmp_path / "storage-pools"))

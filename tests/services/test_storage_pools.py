@@ -78,8 +78,9 @@ async def test_changes(kit):
     for config in ({"user.z": "1"}, {"source": "/other"}):
         with pytest.raises(MemberError, match=r"^Pool source cannot be changed when not in pending state$"):
             await storage.update("p1", PoolPut(config=config))
-    with pytest.raises(BadRequestError, match=r'^Invalid option "foo"$'):
-        await storage.update("p1", PoolPut(config={"source": "/pools/p1", "foo": "x"}))
+    for value in ("x", ""):  # one that is to be unset must exist, too
+        with pytest.raises(BadRequestError, match=r'^Invalid option "foo"$'):
+            await storage.update("p1", PoolPut(config={"source": "/pools/p1", "foo": value}))
     await storage.update("p1", PoolPut(config={"source": ""}))  # the preseed that made it, once more
     assert storage.get("p1").config == {"source": "/pools/p1"}
     await storage.update("p1", PoolPut(config={"source": "/pools/p1", "user.z": "1"}, description="hi"))
@@ -88,6 +89,16 @@ async def test_changes(kit):
         await storage.update("p1", PoolPut(), patch=True, expect=Seen(seen))
     with pytest.raises(NotFoundError, match=r"^Storage pool not found$"):
         await storage.update("nope", PoolPut())
+
+
+async def test_a_pool_in_a_file_keeps_its_size(kit):
+    storage = kit.services.storage
+    await storage.create(post(driver="btrfs", size="1GiB"))
+    source = storage.get("p1").config["source"]
+    for put, patch in ((PoolPut(config={"source": source}), False), (PoolPut(config={"size": ""}), True)):
+        with pytest.raises(MemberError, match=r"^Pool cannot be shrunk$"):
+            await storage.update("p1", put, patch=patch)
+    assert storage.get("p1").config["size"] == "1GiB"
 
 
 async def test_a_used_pool_says_by_what_and_stays(kit):
@@ -137,9 +148,19 @@ async def test_in_a_cluster_every_member_is_named_first(kit):
     await storage.create(post(source="/srv/one"), "node1")
     with pytest.raises(BadRequestError, match=r'^The storage pool already defined on member "node1"$'):
         await storage.create(post(), "node1")
-    assert storage.get("p1").status == "Pending"
+    with pytest.raises(MemberError, match=r"^Storage pool already exists with a different driver$"):
+        await storage.create(post(driver="btrfs"), "node2")
+    with pytest.raises(BadRequestError, match=r"^Unknown driver$"):
+        await storage.create(post("p2", "nope"), "node1")
+    assert storage.get("p1").status == storage.get("p1", "node1").status == "Pending"
+    assert storage.get("p1", "node2").status == "Unknown"
     with pytest.raises(MemberError, match=r"^Pool not defined on nodes: node2$"):
         await storage.create(post())
+    for put in (PoolPut(config={"user.x": "1"}), PoolPut(description="d"), PoolPut(config={"foo": "1"})):
+        with pytest.raises(
+            BadRequestError, match=r"^Cannot update storage pool global config when not in created state$"
+        ):
+            await storage.update("p1", put, patch=True)
     await storage.create(post(), "node2")
     with pytest.raises(MemberError, match=r'^Config key "source" is cluster member specific$'):
         await storage.create(post(source="/x"))
@@ -157,6 +178,8 @@ async def test_in_a_cluster_every_member_is_named_first(kit):
     shown = storage.get("p1")
     assert (shown.status, shown.config, shown.locations) == ("Created", {"user.x": "1"}, ["node1", "node2"])
     assert storage.get("p1", "node2").config == {"source": "/two", "user.x": "1"}
+    with pytest.raises(MemberError, match=r"^Storage pool is not in pending state$"):
+        await storage.create(post(), "node1")
     with pytest.raises(MemberError, match=r"^The storage pool is already created$"):
         await storage.create(post())
 

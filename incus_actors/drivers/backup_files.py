@@ -214,7 +214,7 @@ class Archive:
                     if len(data) > INDEX_BYTES_MAX:
                         raise BadRequestError("Backup index is too large")
         except commands.CommandError as error:
-            raise BadRequestError("Backup is missing at index.yaml") from error
+            raise BadRequestError(f'Backup is missing at "{INDEX}"') from error
         return data
 
     async def whole(self) -> AsyncGenerator[bytes, None]:

@@ -77,9 +77,9 @@ class VolumeUsage(msgspec.Struct, kw_only=True):
 
 
 class VolumeState(msgspec.Struct, kw_only=True):
-    """GET …/state."""
+    """GET …/state; of a snapshot nothing is measured."""
 
-    usage: VolumeUsage
+    usage: VolumeUsage | None
 
 
 class SnapshotsPost(msgspec.Struct, kw_only=True):

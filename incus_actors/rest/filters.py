@@ -107,7 +107,7 @@ def _matcher(value: str) -> Callable[[str], bool]:
 def _matches(clause: Clause, matcher: Callable[[str], bool], item: Any) -> bool:
     found = _field(item, clause.field)
     if found is _MISSING or found is None:
-        if found is _MISSING and "." not in clause.field:
+        if found is _MISSING and clause.field.partition(".")[0] not in item:
             raise MemberError(f'Invalid type "invalid" for field "{clause.field}"')
         equal = False
     elif isinstance(found, bool):

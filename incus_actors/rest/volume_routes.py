@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from incus_actors.errors import ForbiddenError
+from incus_actors.errors import BadRequestError, ForbiddenError, MemberError
 from incus_actors.gateway.volume_transfer import STREAM_PATH, read_request
 from incus_actors.model.volumes import Volume, VolumePost, VolumePut, VolumesPost
 from incus_actors.rest.context import caller, gateway
 from incus_actors.rest.filters import filter_objects
 from incus_actors.rest.http import (
+    Handler,
     RouteSpec,
     accepted,
     all_projects,
@@ -29,11 +30,11 @@ from incus_actors.rest.http import (
     read_json,
     recursion,
     sync,
-    url_of,
 )
 from incus_actors.rest.volume_backup_routes import post_upload
 from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases, volume_url
-from incus_actors.services.volumes import editable
+from incus_actors.services.urls import url_of
+from incus_actors.services.volumes import check_new_name, editable
 
 if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operation
@@ -47,13 +48,28 @@ def routes() -> list[RouteSpec]:
         RouteSpec("GET", OF_TYPE, get_volumes, project_scoped=True),
         RouteSpec("POST", OF_TYPE, post_volumes, project_scoped=True, forward="target", own=True),
         RouteSpec("GET", ONE, get_volume, project_scoped=True),
-        RouteSpec("PUT", ONE, here(put_volume), project_scoped=True),
-        RouteSpec("PATCH", ONE, here(patch_volume), project_scoped=True),
-        RouteSpec("POST", ONE, here(post_volume), project_scoped=True),
-        RouteSpec("DELETE", ONE, here(delete_volume), project_scoped=True),
+        RouteSpec("PUT", ONE, _no_snapshot(here(put_volume)), project_scoped=True),
+        RouteSpec("PATCH", ONE, _no_snapshot(here(patch_volume)), project_scoped=True),
+        RouteSpec("POST", ONE, _no_snapshot(post_volume), project_scoped=True),
+        RouteSpec("DELETE", ONE, _no_snapshot(here(delete_volume)), project_scoped=True),
         RouteSpec("GET", f"{ONE}/state", here(get_state), project_scoped=True),
         RouteSpec("GET", STREAM_PATH, send_to_member, access="member"),
     ]
+
+
+def _no_snapshot(handler: Handler) -> Handler:
+    """Refuse what snapshots, which can be read here as "volume/snapshot", are only told below their volumes."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if "/" not in name:
+            return await handler(request)
+        if request.method == "PUT":
+            raise MemberError("Volume name cannot be a snapshot")
+        text = f'Invalid storage volume "{name}"' if request.method == "DELETE" else "Invalid volume name"
+        raise BadRequestError(text)
+
+    return handle
 
 
 async def get_volumes(request: web.Request) -> web.StreamResponse:
@@ -70,14 +86,20 @@ async def get_volumes(request: web.Request) -> web.StreamResponse:
     allowed = caller(request).projects
     if everything and allowed is not None:
         found = [volume for volume in found if volume.project in allowed]
-    found = filter_objects(found, request.query.get("filter"))
-    return sync(found if recursion(request) else [_url(pool, volume) for volume in found])
+    try:
+        found = filter_objects(found, request.query.get("filter"))
+    except BadRequestError as error:
+        raise MemberError(str(error)) from None  # of volumes Incus answers 500
+    if recursion(request):
+        return sync(found)
+    clustered = gateway(request).identity.clustered
+    return sync([_url(pool, volume, volume.location if clustered else "") for volume in found])
 
 
-def _url(pool: str, volume: Volume) -> str:
+def _url(pool: str, volume: Volume, member: str) -> str:
     name, _, snapshot = volume.name.partition("/")
     parts = ("storage-pools", pool, "volumes", volume.type, name)
-    return url_of(*parts, *(("snapshots", snapshot) if snapshot else ()), project=volume.project)
+    return url_of(*parts, *(("snapshots", snapshot) if snapshot else ()), project=volume.project, target=member)
 
 
 async def post_volumes(request: web.Request) -> web.StreamResponse:
@@ -106,6 +128,7 @@ async def _copy(request: web.Request, body: bytes, post: VolumesPost) -> web.Str
         member_id = service.member_for(project, post.source)
         if member_id is not None and not gateway(request).routing.is_here(member_id):
             return await gateway(request).forwarder.forward(request, member_id, body=body)
+    use_cases(request).life.check_free(pool, project, post.name)
 
     async def run(operation: Operation) -> None:
         await service.copy(pool, project, post, operation.progress, who)
@@ -148,8 +171,13 @@ async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
 
 async def post_volume(request: web.Request) -> web.StreamResponse:
     """Rename a volume, or move it to another pool or project."""
-    post = await read_json(request, VolumePost)
+    body = await read_body(request)
+    post = decode_json(body, VolumePost)
+    check_new_name(request.match_info["type"], post)
     volume, who, cases = address(request), caller(request), use_cases(request)
+    member_id = cases.life.locate(volume)
+    if member_id is not None and not gateway(request).routing.is_here(member_id):
+        return await gateway(request).forwarder.forward(request, member_id, body=body)
     if post.pool in ("", volume.pool) and post.project in ("", volume.project):
         await cases.life.rename(volume, post, who)
         return created(volume_url(request))

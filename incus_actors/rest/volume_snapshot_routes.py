@@ -60,7 +60,8 @@ async def post_snapshots(request: web.Request) -> web.StreamResponse:
     async def run(_operation: Operation) -> None:
         await service.create(volume, post, who)
 
-    return accepted(start(request, "Creating storage volume snapshot", _resources(request, post.name), run))
+    resources = _resources(request, post.name) | {"storage_volumes": [volume_url(request)]}
+    return accepted(start(request, "Creating storage volume snapshot", resources, run))
 
 
 async def get_snapshot(request: web.Request) -> web.StreamResponse:
@@ -87,6 +88,7 @@ async def post_snapshot(request: web.Request) -> web.StreamResponse:
     """Rename a snapshot."""
     service, who, volume, name = use_cases(request).snapshots, caller(request), address(request), _name(request)
     post = await read_json(request, NamePost)
+    service.check_rename(post.name)
 
     async def run(_operation: Operation) -> None:
         await service.rename(volume, name, post.name, who)

@@ -34,6 +34,7 @@ from incus_actors.state.queries.volumes import BackupRow, SnapshotRow, VolumeRow
 
 BACKUP_NOT_FOUND = "Storage volume backup not found"
 RESTORE = "Create custom volume from backup: "
+FROM_ISO = "Failed creating custom volume from ISO: "
 CREATE = "Create volume backup: Backup create: "
 Opened = tuple[str, AsyncIterator[bytes]]
 
@@ -288,7 +289,12 @@ class VolumeBackupService:
         size = upload.stat().st_size
         if not size:
             raise MemberError("Size cannot be zero")
-        row = await self._new_row(pool, project, VolumesPost(name=name, config={"size": str(size)}), "iso")
+        try:
+            row = await self._volumes.new_row(pool, project, VolumesPost(name=name, config={"size": str(size)}), "iso")
+        except ConflictError:
+            raise ConflictError(f"{FROM_ISO}Cannot create volume, already exists on target storage") from None
+        except ApiError as error:
+            raise type(error)(f"{FROM_ISO}{error}") from None
         try:
             await self._tools.ask(ReceiveVolume(self._tools.spec(row), RAW, _only(read_disk(upload))))
             await self._volumes.finish(row)

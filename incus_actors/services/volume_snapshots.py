@@ -19,7 +19,7 @@ from incus_actors.errors import BadRequestError, ConflictError, NotFoundError
 from incus_actors.model.config_values import parse_expiry_s
 from incus_actors.model.volumes import Snapshot, SnapshotPut, SnapshotsPost
 from incus_actors.services.proposing import DuplicateError, TransactionConflictError, propose
-from incus_actors.services.volume_tools import NOT_FOUND, VolumeAddress, VolumeTools
+from incus_actors.services.volume_tools import NOT_FOUND, NOT_ON_MEMBER, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.volumes import SnapshotRow, VolumeRow
 
@@ -74,6 +74,8 @@ class VolumeSnapshotService:
             self._tools.check_type(address.type)
             raise BadRequestError(f'Invalid storage volume type "{address.type}"')
         row = self._tools.find_here(address)
+        if row.content == "iso":
+            raise BadRequestError('Volume of content type "iso" does not support snapshots')
         taken = {found.name for found in self._rows(row)}
         if not post.name:
             post.name = next_name(row.config.get("snapshots.pattern", ""), taken, self._now())
@@ -137,12 +139,25 @@ class VolumeSnapshotService:
         )
         self._tools.lifecycle("storage-volume-snapshot-updated", row, caller, suffix=f"/snapshots/{name}")
 
+    def check_rename(self, new: str) -> None:
+        """Raise BadRequestError before the operation begins."""
+        if not new:
+            raise BadRequestError("No name provided")
+        if "/" in new:
+            raise BadRequestError("Storage volume names may not contain slashes")
+
     async def rename(self, address: VolumeAddress, name: str, new: str, caller: Any = None) -> None:
         """Give a snapshot another name. Raises NotFoundError, ConflictError, BadRequestError."""
         tools = self._tools
         check_snapshot_name(new)
         row = tools.find_here(address)
-        found = self._find(row, name)
+        try:
+            found = self._find(row, name)
+        except NotFoundError:
+            raise NotFoundError(
+                f'Storage volume "{row.name}/{name}" in project "{row.project}" of type "{row.type}" does not exist on'
+                f' pool "{row.pool}": {NOT_ON_MEMBER}'
+            ) from None
         if any(other.name == new for other in self._rows(row)):
             raise ConflictError(f'Snapshot "{new}" already in use')
         phase = mark(tools.host, transactions.RENAMING, new)

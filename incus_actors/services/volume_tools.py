@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 WORK_S = 24 * 3600.0  #: the longest that copying a volume may take
 NOT_FOUND = "Storage pool volume not found"
+NOT_ON_MEMBER = "Storage volume not found"  #: a member was named, and that one has no such volume
 EXISTS = "Volume by that name already exists"
 
 
@@ -78,8 +79,8 @@ class VolumeTools:
         if type_ not in queries.TYPE_NUMBERS:
             raise BadRequestError("Invalid storage volume type name")
 
-    def find(self, address: VolumeAddress) -> VolumeRow:
-        """Return one volume. Raises NotFoundError, and MemberError (500, as Incus) when several members have one."""
+    def find(self, address: VolumeAddress, *, here: bool = False) -> VolumeRow:
+        """Return one volume, of this member if it must be `here`. Raises NotFoundError, and MemberError (500, as Incus) when several members have one."""
         self.check_type(address.type)
         pool_id = self.pool(address.pool).id
         project_id = self.project_id(address.project)
@@ -89,10 +90,10 @@ class VolumeTools:
             project_ids=None if address.type == "image" else [project_id],
             type_=address.type,
             name=address.name,
-            node_id=address.member_id,
+            node_id=self.host.member_id() if here else address.member_id,
         )
         if not found:
-            raise NotFoundError(NOT_FOUND)
+            raise NotFoundError(NOT_FOUND if address.member_id is None else NOT_ON_MEMBER)
         if len(found) > 1:
             raise MemberError(
                 f'More than one cluster member has a volume named "{address.name}". Please target a specific member'
@@ -101,7 +102,7 @@ class VolumeTools:
 
     def find_here(self, address: VolumeAddress) -> VolumeRow:
         """Return a custom volume of this member with nothing under way. Raises NotFoundError, BadRequestError."""
-        row = self.find(VolumeAddress(address.pool, address.project, address.type, address.name, self.host.member_id()))
+        row = self.find(address, here=True)
         self.check_idle(row)
         return row
 
@@ -128,7 +129,8 @@ class VolumeTools:
                 config[name] = value
         return dict(sorted(config.items()))
 
-    def check_config(self, name: str, config: Mapping[str, str], driver: str, content: str) -> None:
+    @staticmethod
+    def check_config(name: str, config: Mapping[str, str], driver: str, content: str) -> None:
         """Raise MemberError (500, as Incus) for keys and values that can't be."""
         try:
             config_keys.validate_volume_config(name, config, driver, content)

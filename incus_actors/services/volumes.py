@@ -6,7 +6,7 @@ the volume. Rows come first and carry a mark until the work is done, so that a c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +24,15 @@ from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.domain.transactions_volumes import NewVolume
 from incus_actors.drivers.base import Usage
 from incus_actors.drivers.path_storage import wanted_size
-from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError, NotImplementedHereError
 from incus_actors.model import config_keys
 from incus_actors.model.volumes import Volume, VolumePost, VolumePut, VolumesPost, VolumeState
 from incus_actors.model.volumes import VolumeUsage as ShownUsage
 from incus_actors.services.proposing import Expect, until_unchanged
 from incus_actors.services.urls import url_of
-from incus_actors.services.volume_tools import EXISTS, VolumeAddress, VolumeTools
+from incus_actors.services.volume_tools import EXISTS, NOT_FOUND, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
+from incus_actors.state.queries.storage import PoolState
 from incus_actors.state.queries.volumes import SnapshotRow, Uses, VolumeRow
 
 NAME_BYTES_MAX = 128
@@ -73,15 +74,30 @@ class VolumeService:
         return sorted(shown, key=lambda volume: (volume.type, volume.name, volume.location))
 
     def get(self, address: VolumeAddress) -> Volume:
-        """Return one volume, wherever it is. Raises NotFoundError, MemberError when several members have it."""
-        row = self._tools.find(address)
+        """Return one volume, or a snapshot named "volume/snapshot", wherever it is. Raises NotFoundError, MemberError when
+        several members have it."""
+        name, slash, snapshot = address.name.partition("/")
+        row = self._tools.find(replace(address, name=name))
+        if slash:
+            return _shown_snapshot(row, self._snapshot(row, snapshot))
         return _shown(row, queries.uses(self._tools.host.database(), pool=row.pool))
 
     async def state(self, address: VolumeAddress) -> VolumeState:
         """Return what a volume of this member uses. Raises NotFoundError, MemberError."""
-        row = self._tools.find(replace(address, member_id=self._tools.host.member_id()))
+        name, slash, snapshot = address.name.partition("/")
+        if slash:
+            self._snapshot(self._tools.find(replace(address, name=name)), snapshot)
+            return VolumeState(usage=None)
+        row = self._tools.find(address, here=True)
         usage: Usage = await self._tools.ask(VolumeUsage(self._tools.spec(row)), deadline_s=600)
         return VolumeState(usage=ShownUsage(used=usage.used_bytes, total=usage.total_bytes))
+
+    def _snapshot(self, row: VolumeRow, name: str) -> SnapshotRow:
+        found = queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, [])
+        for snapshot in found:
+            if snapshot.name == name:
+                return snapshot
+        raise NotFoundError(NOT_FOUND)
 
     # --- creating -------------------------------------------------------------------------------------------
 
@@ -102,10 +118,25 @@ class VolumeService:
         check_name(post.name)
         if post.content_type not in ("", *queries.CONTENT_NUMBERS):
             raise BadRequestError("Invalid volume content type name")
-        self._tools.pool(pool)
+        if self._tools.pool(pool).state is not PoolState.CREATED:
+            raise MemberError("Specified pool is not fully created")
+
+    def check_free(self, pool: str, project: str, name: str) -> None:
+        """Raise ConflictError if this member has a custom volume of that name."""
+        tools = self._tools
+        if queries.volumes(
+            tools.host.database(),
+            pool_id=tools.pool(pool).id,
+            project_ids=[tools.project_id(project)],
+            type_="custom",
+            name=name,
+            node_id=tools.host.member_id(),
+        ):
+            raise ConflictError(EXISTS)
 
     async def create(self, pool: str, project: str, post: VolumesPost, caller: Any = None) -> None:
         """Create an empty volume on this member. Raises ConflictError, MemberError (500: keys), DriverError."""
+        self.check_free(pool, project, post.name)
         content = post.content_type or "filesystem"
         if content == "iso" and not (post.config or {}).get("size"):
             raise MemberError("Size cannot be zero")
@@ -125,6 +156,9 @@ class VolumeService:
         tools.host.pool(pool)
         config = tools.new_config(pool_row, post.config or {}, content)
         tools.check_config(post.name, config, pool_row.driver, content)
+        mode = config.get("initial.mode", "0")
+        if not mode.isascii() or not mode.isdigit() or set(mode) & {"8", "9"}:
+            raise MemberError(f'strconv.ParseInt: parsing "{mode}": invalid syntax')
         new = NewVolume(
             name=post.name,
             pool_id=pool_row.id,
@@ -171,21 +205,23 @@ class VolumeService:
             given = config_keys.without_empty(put.config)
             config = config_keys.merged(row.config, (put.config or {}).items()) if patch else given
             keep = patch and put.description is None
-            await self._change(row, row.description if keep else put.description or "", config)
+            description = row.description if keep else put.description or ""
+            await self._change(row, description, config, [key for key in put.config or {} if key not in config])
             return row
 
         changed = await until_unchanged(attempt)
         action = "storage-volume-restored" if put.restore else "storage-volume-updated"
         self._tools.lifecycle(action, changed, caller)
 
-    async def _change(self, row: VolumeRow, description: str, config: dict[str, str]) -> None:
+    async def _change(self, row: VolumeRow, description: str, config: dict[str, str], unset: list[str]) -> None:
         tools = self._tools
         if row.type == "custom":
-            tools.check_config(f"{row.project}_{row.name}", config, row.driver, row.content)
+            named = {**config, **dict.fromkeys(unset, "")}  # also what is to be unset must be a key
+            tools.check_config(f"{row.project}_{row.name}", named, row.driver, row.content)
             if row.content == "iso" and config != dict(row.config):
                 raise MemberError("Custom ISO volume config cannot be changed")
-        elif config != dict(row.config):
-            raise MemberError(f'The config of volumes of type "{row.type}" can\'t be changed')
+        else:
+            check_instance_volume(row, {**config, **dict.fromkeys(unset, "")})
         old = tools.spec(row)
         new = replace(old, config=config)
         resized = row.type == "custom" and config.get("size", "") != row.config.get("size", "")
@@ -206,13 +242,9 @@ class VolumeService:
         tools = self._tools
         if tools.running_users(row):
             raise MemberError("Cannot restore custom volume used by running instances")
-        found = [
-            found
-            for found in queries.snapshots(tools.host.database(), [row.id]).get(row.id, [])
-            if found.name == snapshot
-        ]
-        if not found or found[0].phase:
-            raise MemberError(f'Snapshot "{snapshot}" of volume "{row.name}" not found')
+        found = queries.snapshots(tools.host.database(), [row.id]).get(row.id, [])
+        if not any(one.name == snapshot and not one.phase for one in found):
+            raise MemberError("Snapshot not found")
         await tools.ask(RestoreSnapshot(tools.spec(row), snapshot))
 
     async def rename(self, address: VolumeAddress, post: VolumePost, caller: Any = None) -> None:
@@ -239,28 +271,9 @@ class VolumeService:
     def check_move(self, address: VolumeAddress, post: VolumePost) -> VolumeRow:
         """Return the volume that is to get another name or pool. Raises what forbids it."""
         tools = self._tools
-        tools.check_type(address.type)
-        if not post.name:
-            raise BadRequestError("No name provided")
-        if "/" in post.name:
-            raise BadRequestError("Storage volume names may not contain slashes")
-        if address.type != "custom":
-            raise BadRequestError(f'Renaming storage volumes of type "{address.type}" is not allowed')
-        check_name(post.name)
+        check_new_name(address.type, post)
         row = tools.find_here(address)
-        target = VolumeAddress(
-            post.pool or address.pool, post.project or address.project, "custom", post.name, tools.host.member_id()
-        )
-        pool_id = tools.pool(target.pool).id
-        if queries.volumes(
-            tools.host.database(),
-            pool_id=pool_id,
-            project_ids=[tools.project_id(target.project)],
-            type_="custom",
-            name=target.name,
-            node_id=target.member_id,
-        ):
-            raise ConflictError(EXISTS)
+        self.check_free(post.pool or address.pool, post.project or address.project, post.name)
         if tools.running_users(row):
             raise MemberError("Volume is still in use by running instances")
         return row
@@ -274,7 +287,7 @@ class VolumeService:
         tools.check_type(address.type)
         if address.type not in ("custom", "image"):
             raise BadRequestError(f'Storage volumes of type "{address.type}" cannot be deleted with the storage API')
-        row = tools.find(replace(address, member_id=tools.host.member_id()))
+        row = tools.find(address, here=True)
         if row.type == "custom" and queries.uses(tools.host.database(), pool=row.pool).of(row):
             raise BadRequestError(IN_USE)
         await tools.ask(CheckPool(tools.spec(row).pool))
@@ -285,6 +298,29 @@ class VolumeService:
         await tools.ask(DeleteVolume(tools.spec(row)))
         await tools.propose(transactions.delete(row.id, tools.host.member_id()))
         tools.lifecycle("storage-volume-deleted", row, caller)
+
+
+def check_new_name(type_: str, post: VolumePost) -> None:
+    """Raise what is wrong with another name for a volume, whichever that is and wherever."""
+    if not post.name:
+        raise BadRequestError("No name provided")
+    if "/" in post.name:
+        raise BadRequestError("Storage volume names may not contain slashes")
+    if type_ != "custom":
+        raise BadRequestError(f'Renaming storage volumes of type "{type_}" is not allowed')
+    if post.migration:
+        raise NotImplementedHereError("Moving volumes to other servers is not supported yet")
+    check_name(post.name)
+
+
+def check_instance_volume(row: VolumeRow, config: Mapping[str, str]) -> None:
+    """Raise MemberError for keys that the volume of an instance or image can't be given: only what has no effect."""
+    for key in sorted(key for key in config if config[key] != row.config.get(key)):
+        if key == "size":
+            raise MemberError('Volume "size" property is not valid for volume type')
+        if not key.startswith(("user.", "snapshots.")):
+            raise MemberError(f'Invalid option for volume "{row.name}" option "{key}"')
+        VolumeTools.check_config(row.name, {key: config[key]}, row.driver, row.content)
 
 
 def check_name(name: str) -> None:

@@ -113,7 +113,7 @@ async def test_uploads_that_are_no_backups(tmp_path):
         Archive(junk)
     with tarfile.open(tmp_path / "other", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("backup/other"))
-    with pytest.raises(BadRequestError, match=r"^Backup is missing at index.yaml$"):
+    with pytest.raises(BadRequestError, match=r'^Backup is missing at "backup/index.yaml"$'):
         await Archive(tmp_path / "other").index()
     with tarfile.open(tmp_path / "huge", "w:gz") as archive:
         info = tarfile.TarInfo(backup_files.INDEX)

@@ -61,6 +61,7 @@ def test_what_real_incus_lets_through(text: str, expected: str) -> None:
         ("name eq aa foo name eq ab", 400, "Invalid filter: invalid clause composition"),
         ('name eq "a b', 400, "Invalid filter: unterminated quote"),
         ("nosuch eq aa", 500, 'Invalid type "invalid" for field "nosuch"'),
+        ("user.x eq aa", 500, 'Invalid type "invalid" for field "user.x"'),
         ("Name eq aa", 500, 'Invalid type "invalid" for field "Name"'),
     ],
 )

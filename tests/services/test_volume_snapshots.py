@@ -60,8 +60,18 @@ async def test_life_of_snapshots(machine):
     data.write_text("two")
     await machine.volumes.life.update(V1, VolumePut(restore="mine"))
     assert data.read_text() == "one"
-    with pytest.raises(MemberError, match=r'^Snapshot "nope" of volume "v1" not found$'):
+    with pytest.raises(MemberError, match=r"^Snapshot not found$"):
         await machine.volumes.life.update(V1, VolumePut(restore="nope"))
+    with pytest.raises(NotFoundError) as missing:
+        await snapshots.rename(V1, "nope", "x")
+    assert str(missing.value) == (
+        'Storage volume "v1/nope" in project "default" of type "custom" does not exist on pool "local": '
+        "Storage volume not found"
+    )
+    for name, text in (("", "No name provided"), ("a/b", "Storage volume names may not contain slashes")):
+        with pytest.raises(BadRequestError) as refused:
+            snapshots.check_rename(name)
+        assert str(refused.value) == text
     await snapshots.rename(V1, "mine", "yours")
     with pytest.raises(ConflictError, match=r'^Snapshot "snap0" already in use$'):
         await snapshots.rename(V1, "yours", "snap0")

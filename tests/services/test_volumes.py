@@ -10,8 +10,10 @@ from instance_kit import machines, until
 
 from incus_actors.actors import storage as storage_actor
 from incus_actors.domain import transactions_volumes as transactions
+from incus_actors.domain.transactions_storage import define_pool_on_member
 from incus_actors.drivers.base import DriverError, PoolSpec, RunStatus, VolumeSpec
 from incus_actors.errors import (
+    ApiError,
     BadRequestError,
     ConflictError,
     MemberError,
@@ -20,7 +22,7 @@ from incus_actors.errors import (
 )
 from incus_actors.model.volumes import SnapshotsPost, VolumePost, VolumePut, VolumesPost
 from incus_actors.services.volume_tools import VolumeAddress
-from incus_actors.services.volumes import editable
+from incus_actors.services.volumes import check_new_name, editable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="volumes belong to root")
 
@@ -63,7 +65,9 @@ async def test_a_volume_as_incus_shows_it(machine):
         "created_at": "",
     }
     assert on_disk(machine) == ["custom/default_v1"]
-    assert (await machine.volumes.life.state(at("v1"))).usage.used > 0
+    usage = (await machine.volumes.life.state(at("v1"))).usage
+    assert usage is not None
+    assert usage.used > 0
     assert [v.name for v in machine.volumes.life.all_of("local", "default")] == ["v1"]
     assert machine.actions == ["storage-volume-created"]
     await machine.volumes.life.delete(at("v1"))
@@ -93,6 +97,12 @@ def vars_of(struct) -> dict:
         (VolumesPost(name="x" * 129), "custom", BadRequestError, f"Invalid storage volume name '{'x' * 129}'"),
         (VolumesPost(name="x", content_type="y"), "custom", BadRequestError, "Invalid volume content type name"),
         (VolumesPost(name="x", content_type="iso"), "custom", MemberError, "Size cannot be zero"),
+        (
+            VolumesPost(name="x", config={"initial.mode": "99"}),
+            "custom",
+            MemberError,
+            'strconv.ParseInt: parsing "99": invalid syntax',
+        ),
         (
             VolumesPost(name="x", config={"foo": "1"}),
             "custom",
@@ -125,14 +135,85 @@ async def test_other_things_that_are_not_there(machine):
     with pytest.raises(NotFoundError, match=r'^Failed to load project "nope": Project not found$'):
         machine.volumes.life.get(VolumeAddress("local", "nope", "custom", "v1"))
     await make(machine)
-    with pytest.raises(ConflictError, match=r"^Volume by that name already exists$"):
-        await make(machine)
+    for config in ({}, {"foo": "1"}):  # that comes before its keys
+        with pytest.raises(ConflictError, match=r"^Volume by that name already exists$"):
+            await make(machine, **config)
+    with pytest.raises(NotFoundError, match=r"^Storage volume not found$"):
+        machine.volumes.life.get(at("nope", member_id=machine.host.member_id()))
     assert machine.volumes.life.get(at("v1")).name == "v1"
     for work in (machine.volumes.life.delete, machine.volumes.life.state):
         with pytest.raises(NotFoundError, match=r"^Storage pool volume not found$"):
             await work(at("nope"))
     with pytest.raises(BadRequestError, match='type "container" cannot be deleted with the storage API'):
         await machine.volumes.life.delete(VolumeAddress("local", "default", "container", "c1"))
+
+
+async def test_a_snapshot_is_shown_as_a_volume_too(machine):
+    await make(machine, user_a="b")
+    post = SnapshotsPost(name="s1", description="d")
+    await machine.volumes.snapshots.create(at("v1"), post)
+    shown = machine.volumes.life.get(at("v1/s1"))
+    assert (shown.name, shown.type, shown.config, shown.description) == ("v1/s1", "custom", {"user.a": "b"}, "d")
+    assert (await machine.volumes.life.state(at("v1/s1"))).usage is None
+    for name in ("v1/s2", "v2/s1"):
+        with pytest.raises(NotFoundError, match=r"^Storage pool volume not found$"):
+            machine.volumes.life.get(at(name))
+
+
+async def test_what_an_instances_volume_may_be_given(machine):
+    await machine.add_image()
+    await machine.create()
+    root = VolumeAddress("local", "default", "container", "c1")
+    await machine.volumes.life.update(root, VolumePut(config={"user.x": "1", "snapshots.expiry": "1d"}), patch=True)
+    assert machine.volumes.life.get(root).config == {"snapshots.expiry": "1d", "user.x": "1"}
+    for key, value, text in (
+        ("size", "1GiB", 'Volume "size" property is not valid for volume type'),
+        ("security.shifted", "true", 'Invalid option for volume "c1" option "security.shifted"'),
+        ("foo", "", 'Invalid option for volume "c1" option "foo"'),
+        (
+            "snapshots.expiry",
+            "x",
+            'Invalid value for volume "c1" option "snapshots.expiry": Invalid expiry expression',
+        ),
+    ):
+        with pytest.raises(MemberError) as refused:
+            await machine.volumes.life.update(root, VolumePut(config={key: value}), patch=True)
+        assert str(refused.value) == text
+
+
+async def test_only_keys_that_exist_are_unset(machine):
+    await make(machine, user_a="b")
+    with pytest.raises(MemberError, match=r'^Invalid option for volume "default_v1" option "nokey"$'):
+        await machine.volumes.life.update(at("v1"), VolumePut(config={"user.a": "b", "nokey": ""}))
+    await machine.volumes.life.update(at("v1"), VolumePut(config={"user.a": "", "size": ""}), patch=True)
+    assert machine.volumes.life.get(at("v1")).config == {}
+
+
+async def test_an_iso_image_has_no_snapshots(machine):
+    await make(machine, content="iso", size="1MiB")
+    with pytest.raises(BadRequestError, match=r'^Volume of content type "iso" does not support snapshots$'):
+        machine.volumes.snapshots.check_new(at("v1"), SnapshotsPost(name="s"))
+
+
+async def test_a_pool_that_is_only_defined_has_no_volumes(machine):
+    await machine.server.consensus.propose(define_pool_on_member("later", "dir", "", machine.host.member_id(), {}))
+    with pytest.raises(MemberError, match=r"^Specified pool is not fully created$"):
+        machine.volumes.life.check_new("later", "custom", VolumesPost(name="x"))
+
+
+@pytest.mark.parametrize(
+    ("type_", "post", "text"),
+    [
+        ("custom", VolumePost(), "No name provided"),
+        ("custom", VolumePost(name="a/b"), "Storage volume names may not contain slashes"),
+        ("container", VolumePost(name="x"), 'Renaming storage volumes of type "container" is not allowed'),
+        ("custom", VolumePost(name="x", migration=True), "Moving volumes to other servers is not supported yet"),
+    ],
+)
+def test_names_that_no_volume_gets(type_, post, text):
+    with pytest.raises(ApiError) as refused:
+        check_new_name(type_, post)
+    assert str(refused.value) == text
 
 
 async def test_a_volume_that_cannot_be_made_leaves_nothing(machine, monkeypatch):

@@ -29,6 +29,7 @@ from incus_actors.consensus.notices import AppliedNotice, FatalNotice, Generatio
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.proposal_ids import ProposalIds
 from incus_actors.consensus.resolution import no_leader, own_disk_full, refusal
+from incus_actors.consensus.sessions import KEEP_MS
 from incus_actors.consensus.types import (
     Configuration,
     EntryKind,
@@ -204,8 +205,11 @@ class ConsensusRuntime(Consensus):
         kind, body = self._admission.encode(transaction, proposal_id)
         if proposal_id is not None:
             return await self._propose(kind, body, timeout_s, proposal_id)
+        begun_ms = self._clock.monotonic_ms()
         outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())
         if outcome.error == TOO_OLD:  # our clock is far behind, and the horizon has moved since we looked
+            if self._clock.monotonic_ms() - begun_ms > KEEP_MS:
+                raise OutcomeUnknownError("Failed to commit transaction: its outcome is forgotten")
             self._read_horizon()
             outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())
         return outcome

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from incus_actors.clock import Clock
 from incus_actors.consensus import sessions
 from incus_actors.consensus.api import ConsensusStatus, StateCheck
-from incus_actors.consensus.types import EntryKind, RaftRole
+from incus_actors.consensus.types import EntryKind, Index, RaftRole
 from incus_actors.errors import UnavailableError
 from incus_actors.model.transaction import Outcome
 from incus_actors.state.codec import encode_expire
@@ -37,20 +38,41 @@ class Upkeep:
         propose: Callable[[EntryKind, bytes], Awaitable[Outcome]],
     ) -> None:
         self._database, self._clock, self._status, self._propose = database, clock, status, propose
+        self._applied: deque[tuple[int, Index]] = deque()  #: when we had applied what, the youngest last
         self._checked_ms = clock.monotonic_ms()  # by this process: after a change of leader one check may come early
 
     async def run(self) -> None:
-        """Look every few seconds, until cancelled."""
+        """Look every few seconds, until cancelled. Each run is one database: what was applied before says nothing."""
+        self._applied.clear()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
+                self.note()
                 await self.forget_due()
                 await self.check_if_due()
             except UnavailableError as exc:
                 log.info("upkeep of the database is put off: %s", exc)
 
+    def note(self) -> Index:
+        """Remember what is applied now, and return it; every member does, for it may lead later."""
+        applied = Index(self._database.scalar("SELECT MAX(applied_index) FROM _raft") or 0)  # a status may be behind
+        self._applied.append((self._clock.monotonic_ms(), applied))
+        return applied
+
+    def settled(self, keep_ms: int) -> Index:
+        """Return an index that this process had applied `keep_ms` ago or earlier; 0 if it has not run for so long."""
+        noted, before = self._applied, self._clock.monotonic_ms() - keep_ms
+        while len(noted) > 1 and noted[1][0] <= before:
+            noted.popleft()
+        return noted[0][1] if noted and noted[0][0] <= before else 0
+
     async def forget_due(
-        self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT, portion: int = sessions.PORTION
+        self,
+        *,
+        life_ms: int = sessions.LIFE_MS,
+        keep_ms: int = sessions.KEEP_MS,
+        limit: int = sessions.LIMIT,
+        portion: int = sessions.PORTION,
     ) -> None:
         """Expire sessions until nothing is due: under load more come between two looks than one portion has.
 
@@ -58,29 +80,41 @@ class Upkeep:
         answer. Raises UnavailableError.
         """
         while True:
-            forgotten = await self.expire_sessions(life_ms=life_ms, limit=limit, portion=portion)
+            forgotten = await self.expire_sessions(life_ms=life_ms, keep_ms=keep_ms, limit=limit, portion=portion)
             if forgotten < portion:
                 return
             await asyncio.sleep(PAUSE_S)
 
     async def expire_sessions(
-        self, *, life_ms: int = sessions.LIFE_MS, limit: int = sessions.LIMIT, portion: int = sessions.PORTION
+        self,
+        *,
+        life_ms: int = sessions.LIFE_MS,
+        keep_ms: int = sessions.KEEP_MS,
+        limit: int = sessions.LIMIT,
+        portion: int = sessions.PORTION,
     ) -> int:
         """If this member leads: forget answers older than `life_ms`, or the oldest ones beyond `limit`, at most about
-        `portion` of them; return how many. Raises UnavailableError."""
+        `portion` of them, and none that was given less than `keep_ms` ago by our own monotonic clock; return how many.
+
+        The ages in ids are told by the clocks of their makers, and those can be wrong by years: an id from 1970 is the
+        oldest of all while it is on its way. Raises UnavailableError.
+        """
         if self._status().role is not RaftRole.LEADER:
             return 0
+        applied = self.note()
+        settled = self.settled(keep_ms)
         cutoff_ms = sessions.expiry_cutoff(
             self._database,
             now_ms=self._clock.wall_ms(),
-            applied=self._database.scalar("SELECT applied_index FROM _raft"),  # a status may be a little behind
+            applied=applied,
+            settled=settled,
             life_ms=life_ms,
             limit=limit,
             portion=portion,
         )
         if cutoff_ms is None:
             return 0
-        outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms))
+        outcome = await self._propose(EntryKind.EXPIRE, encode_expire(cutoff_ms, settled))
         return sum(outcome.changed)
 
     async def check_if_due(self) -> bool:

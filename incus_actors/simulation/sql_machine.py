@@ -32,6 +32,7 @@ _SET = (
 _APPEND = "INSERT INTO lists (key, position, number) SELECT ?1, COUNT(*), ?2 FROM lists WHERE key = ?1"
 _LIST = "SELECT number FROM lists WHERE key = ? ORDER BY position"
 _REGISTER = "SELECT value FROM registers WHERE key = ?"
+_EVERYTHING = 2**62  #: the tests of the daemon keep what is young; here as much as possible is forgotten
 _FIRST = itemgetter(0)
 _MEMORY = Path("/dev/shm")  # noqa: S108  # files that need not survive us, and whose syncs cost nothing
 
@@ -81,7 +82,7 @@ class SqlMachine:
 
     def encode_expire(self, cutoff_ms: int) -> bytes:
         """Return the body of an EXPIRE entry."""
-        return encode_expire(cutoff_ms)
+        return encode_expire(cutoff_ms, _EVERYTHING)
 
     def apply(self, entries: tuple[Entry, ...]) -> list[Outcome | None]:
         """Apply contiguous entries in one transaction of SQLite."""

@@ -244,14 +244,15 @@ class Applier:
         return None
 
     def _expire(self, record: Record, before: Position) -> tuple[Outcome, int]:
-        """Forget answers; the horizon then refuses what could be a retry of them."""
+        """Forget answers; the horizon then refuses what could be a retry of them. The clocks of those who made the
+        proposals may be far apart, so that young ones can be behind the horizon: their answers are kept."""
         try:
-            cutoff_ms = min(decode_expire(record.body), record.timestamp_ms)
+            cutoff_ms, settled = decode_expire(record.body)
         except BodyError as exc:
             return Outcome("error", record.index, error=str(exc)), before.horizon_ms
-        horizon_ms = max(before.horizon_ms, cutoff_ms)
+        horizon_ms = max(before.horizon_ms, min(cutoff_ms, record.timestamp_ms))
         mark = (max(0, horizon_ms) + 1).to_bytes(6, "big")
-        removed = self._core("DELETE FROM _sessions WHERE proposal_id < ?", (mark,)).rowcount
+        removed = self._core("DELETE FROM _sessions WHERE proposal_id < ? AND idx <= ?", (mark, settled)).rowcount
         return Outcome("applied", record.index, changed=(removed,)), horizon_ms
 
     def _check(self, record: Record, batch: Batch) -> Outcome:

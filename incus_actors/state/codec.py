@@ -38,7 +38,7 @@ class _Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _encoder = msgspec.msgpack.Encoder()
 _body_decoder = msgspec.msgpack.Decoder(_Body)
 _result_decoder = msgspec.msgpack.Decoder(_Result)
-_expire_decoder = msgspec.msgpack.Decoder(tuple[int, int])
+_expire_decoder = msgspec.msgpack.Decoder(tuple[int, int, int])
 
 
 class BodyError(ValueError):
@@ -112,17 +112,18 @@ def decode_outcome(data: bytes) -> Outcome:
     return Outcome(found.status, found.index, found.label, found.error, found.rows, found.changed)
 
 
-def encode_expire(cutoff_ms: int) -> bytes:
-    """Return the body of an EXPIRE entry: forget answered proposals made at or before `cutoff_ms`."""
-    return _encoder.encode((_VERSION, cutoff_ms))
+def encode_expire(cutoff_ms: int, settled: int) -> bytes:
+    """Return the body of an EXPIRE entry: forget answered proposals made at or before `cutoff_ms`, but no answer that was
+    given behind index `settled`: what it answers may still be repeated."""
+    return _encoder.encode((_VERSION, cutoff_ms, settled))
 
 
-def decode_expire(body: bytes) -> int:
-    """Return the cutoff of an EXPIRE entry in milliseconds. Raises BodyError."""
+def decode_expire(body: bytes) -> tuple[int, int]:
+    """Return the cutoff of an EXPIRE entry in milliseconds and the settled index. Raises BodyError."""
     try:
-        version, cutoff_ms = _expire_decoder.decode(body)
+        version, cutoff_ms, settled = _expire_decoder.decode(body)
     except msgspec.DecodeError as exc:
         raise BodyError(f"unreadable expiry: {exc}") from exc
     if version != _VERSION:
         raise BodyError(f"expiry format {version} is not known here")
-    return cutoff_ms
+    return cutoff_ms, settled

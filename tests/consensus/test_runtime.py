@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ from incus_actors.consensus.last_words import HISTORY_NAME, REPLAY_NAME
 from incus_actors.consensus.log_files import AmnesiaError, LogIOError, LogLockedError
 from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.runtime import ConsensusRuntime
+from incus_actors.consensus.sessions import KEEP_MS, LIFE_MS
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
 from incus_actors.consensus.upkeep import CHECK_EVERY_MS, Upkeep
 from incus_actors.errors import BadRequestError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Guard, Statement, Transaction
 from incus_actors.simulation.replay import replay
+from incus_actors.state.apply import TOO_OLD
 
 from .runtime_kit import TABLE, Network, add, applied, grown, insert, leading, standalone, stop_all, until
 
@@ -106,12 +109,29 @@ async def test_sessions_expire_by_log_time_and_late_retries_are_refused(tmp_path
         old = runtime.new_proposal_id()
         await runtime.propose(insert(1), proposal_id=old)
         await asyncio.sleep(0.01)
-        assert await runtime.upkeep.expire_sessions(life_ms=0) >= 2
+        assert await runtime.upkeep.expire_sessions(life_ms=0, keep_ms=0) >= 2
         late = await runtime.propose(insert(1), proposal_id=old)
         assert late.status == "error"
         assert "older than the memory" in late.error
         assert (await runtime.propose(insert(2))).applied
         assert runtime.database.scalar(COUNT) == 2
+
+
+async def test_nothing_is_forgotten_before_it_has_been_answered_for_a_while(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        clock = ManualClock(monotonic_ms=1_000_000, wall_ms=time.time_ns() // 1_000_000 + 2 * LIFE_MS)  # two days ahead
+        upkeep = Upkeep(runtime.database, clock, runtime.status, runtime._propose_upkeep)
+        assert await upkeep.expire_sessions() == 0, "it has not run for long enough to know what is old"
+        known = runtime.new_proposal_id()
+        first = await runtime.propose(insert(1), proposal_id=known)
+        clock.advance(KEEP_MS)
+        assert await upkeep.expire_sessions() >= 1
+        assert await runtime.propose(insert(1), proposal_id=known) == first
+        clock.advance(KEEP_MS)
+        assert await upkeep.expire_sessions() >= 1
+        assert (await runtime.propose(insert(1), proposal_id=known)).error == TOO_OLD
+        assert runtime.database.scalar(COUNT) == 1
 
 
 APPLIED = "SELECT applied_index FROM _raft"
@@ -125,7 +145,7 @@ async def test_all_that_is_too_much_is_forgotten_in_portions(tmp_path: Path) -> 
             await runtime.propose(insert(number))
         before = runtime.database.scalar(APPLIED)
         async with asyncio.timeout(30):
-            await runtime.upkeep.forget_due(limit=5, portion=10)
+            await runtime.upkeep.forget_due(keep_ms=0, limit=5, portion=10)
         assert runtime.database.scalar("SELECT COUNT(*) FROM _sessions") <= 5 + 1  # and the answer to the last portion
         assert 2 <= runtime.database.scalar(APPLIED) - before <= 5, "entries, each with a portion of it"
 

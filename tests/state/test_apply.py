@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from incus_actors.model.transaction import Guard, Outcome, Statement, Transaction, Value
-from incus_actors.state.apply import Applier, ApplyError, Batch, UnknownEntryKindError
+from incus_actors.state.apply import TOO_OLD, Applier, ApplyError, Batch, UnknownEntryKindError
 from incus_actors.state.codec import encode_expire, encode_transaction
 from incus_actors.state.database import Database
 from incus_actors.state.determinism import DeterminismGuard, Mode
@@ -163,15 +163,27 @@ def test_expiry_forgets_old_answers_and_refuses_their_retries(replica: Replica) 
     insert = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),))
     replica.run(insert, pid=proposal(1, START_MS - 5000))
     keep = replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(2, START_MS - 10))
-    batch = replica.apply(replica.record(encode_expire(START_MS - 1000), EXPIRE))
+    batch = replica.apply(replica.record(encode_expire(START_MS - 1000, replica.applier.position.index), EXPIRE))
     assert batch.results[0][1].changed == (1,)
     late = replica.run(insert, pid=proposal(1, START_MS - 5000))
     assert late.status == "error"
     assert replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(2, START_MS - 10)) == keep
 
 
+def test_expiry_keeps_the_answers_of_those_whose_clock_is_wrong_while_they_may_ask_again(replica: Replica) -> None:
+    """Without that the maker hears that its proposal is too old, believes that it did not run, and makes a new one."""
+    old = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),))
+    settled = replica.run(old, pid=proposal(1, START_MS - 5000)).index
+    again = Transaction((Statement("INSERT INTO t (a) VALUES (2)"),))
+    young = replica.run(again, pid=proposal(2, 17))  # the clock of its maker is at 1970
+    batch = replica.apply(replica.record(encode_expire(START_MS - 1000, settled), EXPIRE))
+    assert batch.results[0][1].changed == (1,)
+    assert replica.run(again, pid=proposal(2, 17)) == young
+    assert replica.run(again, pid=proposal(3, 18)).error == TOO_OLD  # never ran: to refuse it is true
+
+
 def test_expiry_never_reaches_past_its_own_time(replica: Replica) -> None:
-    replica.apply(replica.record(encode_expire(2**47), EXPIRE, pid=b""))
+    replica.apply(replica.record(encode_expire(2**47, 0), EXPIRE, pid=b""))
     assert replica.applier.position.horizon_ms <= START_MS + 10
     assert replica.run(Transaction((Statement("SELECT 1"),)), pid=proposal(9, START_MS + 5000)).applied
 

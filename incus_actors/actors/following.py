@@ -116,7 +116,9 @@ class Following:
 async def check(host: Host, before: InstanceRecord, after: InstanceRecord) -> None:
     """Raise BadRequestError when a device that is new or changed can't be given."""
     try:
-        check_expanded_devices(after.expanded_devices, host.networks(after.project), project=after.project)
+        check_expanded_devices(
+            after.expanded_devices, host.networks(after.project), project=host.networks_project(after.project)
+        )
     except BadRequestError as error:
         raise BadRequestError(f"Invalid devices: {error}") from None
     await nics.check_change(host, before, after)

@@ -31,6 +31,8 @@ from incus_actors.state.database import Database
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries.instances import InstanceRecord, PoolRecord
+from incus_actors.state.queries.networks import NetworkState
+from incus_actors.state.queries.projects import owner_of
 
 INSTANCES_PATH = "instances"  #: InstancesSupervisor; its children are InstanceActors, named by row id
 STATES_PATH = "instance-states"
@@ -150,7 +152,15 @@ class Host:
         database, own = self.database(), self.member_id()
         owner = queries.effective_project(database, project, "features.networks")
         rows = [] if owner is None else network_queries.networks(database, owner)
-        return {row.name: NetworkFacts(row.name, row.type, row.config_on(own)) for row in rows}
+        return {
+            row.name: NetworkFacts(row.name, row.type, row.config_on(own), row.state is NetworkState.CREATED)
+            for row in rows
+        }
+
+    def networks_project(self, project: str) -> str:
+        """Return the name of the project whose networks instances of a project use."""
+        owner = owner_of(self.database(), project, "networks")
+        return project if owner is None else owner.name
 
     def volume_of(self, record: InstanceRecord) -> VolumeSpec:
         """Return where the root volume of an instance is. Raises BadRequestError, NotFoundError without a pool."""

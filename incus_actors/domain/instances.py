@@ -94,6 +94,14 @@ def root_giver(profiles: Sequence[ProfileLayer], own: Devices) -> str | None:
     return next(giving, None)
 
 
+def canonical_devices(devices: Devices | None) -> dict[str, dict[str, str]]:
+    """Return devices without their unset ("") options, sorted by name; options, too."""
+    return {
+        name: {option: value for option, value in sorted(device.items()) if value != "" or option == "type"}
+        for name, device in sorted((devices or {}).items())
+    }
+
+
 def check_own_devices(devices: Devices) -> None:
     """Raise BadRequestError for what can be told from the instance's own devices: their type, a "pool" for /."""
     for name, device in sorted(devices.items()):
@@ -109,15 +117,28 @@ def check_expanded_devices(devices: Devices, networks: Networks | None = None, *
 
     `networks`: those that the instance may use; without them nics are not looked at.
     """
-    paths: dict[str, str] = {}
+    _check_each(devices, networks, project, container=True)
+    check_names(devices)
+
+
+def check_profile_devices(devices: Devices, networks: Networks, *, project: str = "default") -> None:
+    """Raise BadRequestError `Device validation failed for "d": …` for what no instance can have from a profile."""
+    _check_each(devices, networks, project, container=False)
+
+
+def _check_each(devices: Devices, networks: Networks | None, project: str, *, container: bool) -> None:
+    paths: set[str] = set()
     for name, device in sorted(devices.items()):
         try:
-            _check_device(name, device, paths)
-            if device.get("type") == "nic" and networks is not None:
+            _check_name_and_type(name, device)
+            if device["type"] == "disk":
+                _check_disk(device, paths, container=container)
+            elif device["type"] != "nic":
+                _check_options(device)
+            elif networks is not None:
                 check_nic(name, device, networks, project=project)
         except BadRequestError as error:
             raise BadRequestError(f'Device validation failed for "{name}": {error}') from None
-    check_names(devices)
 
 
 def unsupported(kind: str) -> str:
@@ -125,31 +146,38 @@ def unsupported(kind: str) -> str:
     return "" if kind in SUPPORTED_TYPES else f'Unsupported device type "{kind}"'
 
 
-def _check_device(name: str, device: Mapping[str, str], paths: dict[str, str]) -> None:
+def _check_name_and_type(name: str, device: Mapping[str, str]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9/:_.-]{1,64}", name) or ".." in name.split("/"):
         raise BadRequestError(
             "Name can only contain alphanumeric, forward slash, hyphen, colon, underscore and full stop characters"
         )
     kind = device.get("type", "")
+    if not kind:
+        raise BadRequestError(f'Failed loading device "{name}": Missing device type in config')
     if kind not in DEVICE_TYPES:
         raise BadRequestError(f'Failed loading device "{name}": Unsupported device type')
     if problem := unsupported(kind):
         raise BadRequestError(problem)
-    if kind == "disk":
-        _check_disk(device, paths)
-    elif kind == "proxy":
+
+
+def _check_options(device: Mapping[str, str]) -> None:
+    if device["type"] == "none":
+        for option in sorted(device):
+            if option != "type" and not option.startswith("user."):
+                raise BadRequestError(f'Invalid device option "{option}"')
+    elif device["type"] == "proxy":
         check_proxy(device)
-    elif kind in ("unix-char", "unix-block"):
+    elif device["type"] in ("unix-char", "unix-block"):
         check_unix_device(device)
 
 
-def _check_disk(device: Mapping[str, str], paths: dict[str, str]) -> None:
-    check_disk(device, container=True)
+def _check_disk(device: Mapping[str, str], paths: set[str], *, container: bool) -> None:
+    check_disk(device, container=container)
     path = device.get("path", "")
     if path in paths:
         raise BadRequestError(f'More than one disk device uses the same path "{path}"')
     if path:
-        paths[path] = path
+        paths.add(path)
 
 
 def check_hotplug(old: Devices, new: Devices) -> None:

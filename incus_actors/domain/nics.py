@@ -42,6 +42,7 @@ class NetworkFacts:
     name: str
     type: str
     config: Mapping[str, str]
+    created: bool = True  #: on all members
 
 
 Networks = Mapping[str, NetworkFacts]
@@ -171,6 +172,8 @@ def check_nic(name: str, device: Device, networks: Networks, *, project: str = "
         for option in _DECIDED.get(network.type, ()):
             if device.get(option):
                 raise BadRequestError(f'Cannot use "{option}" property in conjunction with "network" property')
+        if not network.created:
+            raise BadRequestError("Specified network is not fully created")
     if kind not in _OPTIONS:
         raise BadRequestError(f'nictype "{kind}" is not supported by this server')
     _check_options(kind, device)

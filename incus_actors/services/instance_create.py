@@ -241,7 +241,7 @@ class InstanceCreator:
                 description=post.description,
                 created_at=self._host.now(),
                 config=config,
-                devices=post.devices,
+                devices=rules.canonical_devices(post.devices),
                 profile_ids=[ids[name] for name in names],
             ),
             pool,
@@ -251,10 +251,12 @@ class InstanceCreator:
         self, project: str, post: InstancesPost, profiles: list[ProfileLayer], config: dict[str, str]
     ) -> PoolRecord:
         """Return the pool of the root disk. Raises "Failed initializing instance: …"."""
-        devices = rules.expand_devices(profiles, post.devices)
+        devices = rules.expand_devices(profiles, rules.canonical_devices(post.devices))
         try:
             try:
-                rules.check_expanded_devices(devices, self._host.networks(project), project=project)
+                rules.check_expanded_devices(
+                    devices, self._host.networks(project), project=self._host.networks_project(project)
+                )
             except BadRequestError as error:
                 raise BadRequestError(f"Invalid devices: {error}") from None
             disks.check_changed(self._host, project, {}, devices)

@@ -285,14 +285,16 @@ class InstanceService:
             stateful=put.stateful,
             description=put.description,
             config=config,
-            devices=put.devices,
+            devices=rules.canonical_devices(put.devices),
             profile_ids=[ids[name] for name in names],
         )
         return change, [layers[ids[name]] for name in names]
 
     def _check_devices(self, record: InstanceRecord, expanded: Mapping[str, Mapping[str, str]]) -> None:
         try:
-            rules.check_expanded_devices(expanded, self._host.networks(record.project), project=record.project)
+            rules.check_expanded_devices(
+                expanded, self._host.networks(record.project), project=self._host.networks_project(record.project)
+            )
         except BadRequestError as error:
             raise BadRequestError(f"Invalid devices: {error}") from None
         disks.check_changed(self._host, record.project, record.expanded_devices, expanded)

@@ -10,15 +10,14 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_profiles as transactions
-from incus_actors.domain.disk_devices import check_disk
 from incus_actors.domain.instances import (
-    DEVICE_TYPES,
     ProfileLayer,
+    canonical_devices,
+    check_profile_devices,
     is_root_disk,
     root_giver,
-    unsupported,
 )
-from incus_actors.domain.proxies import check_proxy
+from incus_actors.domain.nics import NetworkFacts
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.resources import NamePost, Profile, ProfilePut, ProfilesPost
@@ -36,13 +35,12 @@ from incus_actors.services.urls import url_of
 from incus_actors.state.queries import instances as instance_queries
 from incus_actors.state.queries import networks as network_queries
 from incus_actors.state.queries import profiles as queries
+from incus_actors.state.queries.networks import NetworkState
 from incus_actors.state.queries.profiles import ProfileRow
-from incus_actors.state.queries.projects import ProjectRow, owner_of
+from incus_actors.state.queries.projects import DEFAULT_PROJECT, ProjectRow, owner_of
 from incus_actors.state.reader import Reader
 
 Devices = Mapping[str, Mapping[str, str]]
-
-_NIC_TYPES = frozenset(["bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"])
 
 
 class ProfileService:
@@ -87,7 +85,7 @@ class ProfileService:
         owner = self._owner(project)
         check_name(post.name)
         config = config_keys.without_empty(post.config)
-        devices = _canonical_devices(post.devices)
+        devices = canonical_devices(post.devices)
         self._check(owner, config, devices)
         layer = ProfileLayer(post.name, config, devices)
         project_guard.check_profile_itself(self._database, owner.name, layer, creating=True)
@@ -117,11 +115,11 @@ class ProfileService:
                 expect(editable(_shown(row)))
             if patch:
                 config = config_keys.merged(row.config, (put.config or {}).items())
-                devices = {**row.devices, **_canonical_devices(put.devices)}
+                devices = {**row.devices, **canonical_devices(put.devices)}
                 description = row.description if put.description is None else put.description
             else:
                 config = config_keys.without_empty(put.config)
-                devices = _canonical_devices(put.devices)
+                devices = canonical_devices(put.devices)
                 description = put.description or ""
             try:
                 self._check(owner, config, devices)
@@ -201,19 +199,13 @@ class ProfileService:
             config_keys.validate_instance_config(config, profile=True)
         except config_keys.ConfigError as error:
             raise BadRequestError(str(error)) from None
+        project = owner.name if owner.has("networks") else DEFAULT_PROJECT
         networks = {
-            row.name: row.type
+            row.name: NetworkFacts(row.name, row.type, row.config, row.state is NetworkState.CREATED)
             for row in network_queries.networks(self._database)
-            if row.project == (owner.name if owner.has("networks") else "default")
+            if row.project == project
         }
-        paths: set[str] = set()
-        for name, device in sorted(devices.items()):
-            problem = _device_problem(name, device, networks, owner.name)
-            if not problem and device.get("type") == "disk" and (path := device.get("path")):
-                problem = f'More than one disk device uses the same path "{path}"' if path in paths else ""
-                paths.add(path)
-            if problem:
-                raise BadRequestError(f'Device validation failed for "{name}": {problem}')
+        check_profile_devices(devices, networks, project=project)
 
 
 def check_name(name: str) -> None:
@@ -244,39 +236,3 @@ def _shown(row: ProfileRow) -> Profile:
 
 def _root_pool(devices: Devices) -> str:
     return next((device.get("pool", "") for device in devices.values() if is_root_disk(device)), "")
-
-
-def _canonical_devices(devices: Devices | None) -> dict[str, dict[str, str]]:
-    return {
-        name: {option: value for option, value in sorted(device.items()) if value != "" or option == "type"}
-        for name, device in sorted((devices or {}).items())
-    }
-
-
-def _device_problem(name: str, device: Mapping[str, str], networks: Mapping[str, str], project: str) -> str:
-    """Return what a real Incus says against a profile's device, or nothing. What depends on the machine (does the
-    parent exist, is the pool there) is found out when an instance with it is started."""
-    kind = device.get("type", "")
-    problem = ""
-    if not kind:
-        problem = "Missing device type in config"
-    elif kind not in DEVICE_TYPES:
-        problem = "Unsupported device type"
-    elif refusal := unsupported(kind):
-        return refusal
-    elif kind == "nic":
-        problem = _nic_problem(device, networks, project)
-    elif kind in ("disk", "proxy"):
-        try:
-            check_disk(device, container=False) if kind == "disk" else check_proxy(device)
-        except BadRequestError as error:
-            return str(error)
-    return problem and f'Failed loading device "{name}": {problem}'
-
-
-def _nic_problem(device: Mapping[str, str], networks: Mapping[str, str], project: str) -> str:
-    network = device.get("network", "")
-    if network:
-        missing = f'Failed to load network "{network}" for project "{project}": Network not found'
-        return "" if network in networks else missing
-    return "" if device.get("nictype", "") in _NIC_TYPES else "Unsupported device type"

@@ -65,6 +65,8 @@ def test_the_root_disk_is_given_by_the_last_profile_or_by_the_instance():
         ),
         ({"a": ROOT, "b": ROOT}, '"b": More than one disk device uses the same path "/"'),
         ({"d": {"type": "foo"}}, '"d": Failed loading device "d": Unsupported device type'),
+        ({"d": {}}, '"d": Failed loading device "d": Missing device type in config'),
+        ({"d": {"type": "none", "foo": "1"}}, '"d": Invalid device option "foo"'),
         *(
             ({"d": {"type": kind}}, f'"d": Unsupported device type "{kind}"')
             for kind in ("gpu", "infiniband", "pci", "tpm", "unix-hotplug", "usb")

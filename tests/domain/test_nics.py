@@ -17,6 +17,7 @@ NETWORKS = {
     "b6": NetworkFacts("b6", "bridge", {"ipv6.address": "fd42::1/64", "ipv6.dhcp.stateful": "true"}),
     "m1": NetworkFacts("m1", "macvlan", {"parent": "eth0", "vlan": "5", "mtu": "9000"}),
     "p1": NetworkFacts("p1", "physical", {"parent": "eth1"}),
+    "half": NetworkFacts("half", "bridge", {}, created=False),
 }
 ON_B1 = {"network": "b1"}
 BRIDGED = {"nictype": "bridged", "parent": "br"}
@@ -52,6 +53,8 @@ BAD = [
     ({**ON_B1, "mtu": "x"}, 'Cannot use "mtu" property in conjunction with "network" property'),
     ({"network": "m1", "vlan": "5"}, 'Cannot use "vlan" property in conjunction with "network" property'),
     ({"network": "m1", "mode": "vepa"}, 'Cannot use "mode" property in conjunction with "network" property'),
+    ({"network": "half", "parent": "b1"}, 'Cannot use "parent" property in conjunction with "network" property'),
+    ({"network": "half", "foo": "bar"}, "Specified network is not fully created"),
     ({**ON_B1, "foo": "bar"}, 'Invalid device option "foo"'),
     ({**ON_B1, "name": "a/b"}, 'Invalid value for device option "name": Network interface contains invalid characters'),
     (

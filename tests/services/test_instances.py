@@ -66,6 +66,16 @@ async def test_updates_replace_and_patches_merge(machine):
     assert "apply_limits c1" in machine.driver.calls
 
 
+async def test_unset_options_of_devices_are_not_kept(machine):
+    life = machine.instances.life
+    await machine.create(devices={"n": {"type": "none", "foo": ""}})
+    assert life.get("default", "c1").devices == {"n": {"type": "none"}}
+    await life.update("default", "c1", put_of(machine, devices={"n": {"type": "none", "user.a": "1", "bar": ""}}))
+    assert life.get("default", "c1").devices == {"n": {"type": "none", "user.a": "1"}}
+    await life.patch("default", "c1", InstancePatch(devices={"n": {"user.a": ""}}))
+    assert life.get("default", "c1").devices == {"n": {"type": "none"}}
+
+
 async def test_limits_that_the_machine_refuses_are_not_recorded(machine):
     life = machine.instances.life
     await machine.create(start=True)

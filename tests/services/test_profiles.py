@@ -6,7 +6,7 @@ import pytest
 from service_kit import Seen, running_services
 
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError, PreconditionFailedError
-from incus_actors.model.resources import NamePost, ProfilePut, ProfilesPost, ProjectsPost
+from incus_actors.model.resources import NamePost, NetworksPost, ProfilePut, ProfilesPost, ProjectsPost
 from incus_actors.services.profiles import editable
 
 
@@ -68,6 +68,24 @@ async def test_life_of_a_profile(kit):
                 'Failed to load network "nope" for project "default": Network not found'
             ),
         ),
+        *(
+            (ProfilesPost(name="p", devices={"d": device}), f'Device validation failed for "d": {text}')
+            for device, text in (
+                ({"type": "nic", "nictype": "bridged"}, 'Invalid value for device option "parent": Required value'),
+                ({"type": "nic", "nictype": "p2p", "parent": "x"}, 'Invalid device option "parent"'),
+                ({"type": "nic", "nictype": "p2p", "foo": "1"}, 'Invalid device option "foo"'),
+                (
+                    {"type": "nic", "nictype": "p2p", "name": "a/b"},
+                    'Invalid value for device option "name": Network interface contains invalid characters',
+                ),
+                (
+                    {"type": "unix-char"},
+                    'Unix device entry is missing the required "source" or "path" property',
+                ),
+                ({"type": "unix-char", "path": "/dev/null", "foo": "1"}, 'Invalid device option "foo"'),
+                ({"type": "none", "foo": "1"}, 'Invalid device option "foo"'),
+            )
+        ),
         (
             ProfilesPost(name="p", devices={"root": {"type": "disk", "path": "/"}}),
             'Device validation failed for "root": Root disk entry must have a "pool" property set',
@@ -95,6 +113,24 @@ async def test_what_a_profile_cannot_be(kit, post, text):
         await kit.services.profiles.create("default", post)
     assert str(caught.value) == text
     assert len(kit.services.profiles.list("default")) == 1
+
+
+async def test_nics_of_profiles_are_on_networks_that_take_them(kit):
+    create = kit.services.network_changes.create
+    await create(
+        "default", NetworksPost(name="br9", config={"ipv4.address": "10.9.0.1/24", "ipv6.address": "none"}), None
+    )
+    nic = {"type": "nic", "network": "br9"}
+    for options, text in (
+        ({"mtu": "1400"}, 'Cannot use "mtu" property in conjunction with "network" property'),
+        ({"ipv4.address": "10.8.0.1"}, 'Device IP address "10.8.0.1" not within network "br9" subnet'),
+    ):
+        with pytest.raises(BadRequestError) as caught:
+            await kit.services.profiles.create("default", ProfilesPost(name="p", devices={"d": {**nic, **options}}))
+        assert str(caught.value) == f'Device validation failed for "d": {text}'
+    await kit.services.profiles.create(
+        "default", ProfilesPost(name="p", devices={"d": {**nic, "ipv4.address": "10.9.0.5"}})
+    )
 
 
 async def test_invalid_updates_are_500_as_in_incus_and_change_nothing(kit):

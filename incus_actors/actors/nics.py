@@ -110,7 +110,8 @@ async def _check_conflicts(host: Host, record: InstanceRecord, stages: Mapping[s
         rows = network_queries.networks(snapshot)
         spellings = sorted({*wanted, *(address for _, address in used if nic_conflicts.canonical(address) in wanted)})
         guards = _unchanged(snapshot, spellings)
-    others = [other.expanded_devices for other in found if other is not None and other.phase != "deleting"]
+    here = [other for other in found if other is not None and other.node_id == record.node_id]
+    others = [other.expanded_devices for other in here if other.phase != "deleting"]
     networks = {row.name: NetworkFacts(row.name, row.type, row.config_on(host.member_id())) for row in rows}
     nic_conflicts.check_conflicts(record.name, record.expanded_devices, stages, others, networks)
     return guards

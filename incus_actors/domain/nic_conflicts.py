@@ -1,4 +1,4 @@
-"""Rules between nics on one managed bridge: each static address once, each name in DNS once per instance.
+"""Rules between nics on one managed bridge: each static address (IP, MAC) once, each name in DNS once per instance.
 
 Owns what is decided from data alone, with Incus' texts. Used by the actors of instances, which know the other
 instances; pure.
@@ -13,15 +13,16 @@ from typing import Final
 from incus_actors.domain.nics import Device, Devices, Networks
 from incus_actors.errors import BadRequestError
 
-ADDRESS_KEYS: Final = ("ipv4.address", "ipv6.address")
+#: Options that hold an address, and what it is called.
+ADDRESS_KEYS: Final = {"hwaddr": "MAC address", "ipv4.address": "IP address", "ipv6.address": "IP address"}
 
 
 def canonical(address: str) -> str:
-    """Return an address as it is compared: IPv6 has many spellings."""
+    """Return an address as it is compared: IPv6 and MAC addresses have many spellings."""
     try:
         return str(ipaddress.ip_address(address))
     except ValueError:
-        return address
+        return address.lower()
 
 
 def static_addresses(devices: Devices) -> set[str]:
@@ -35,7 +36,7 @@ def check_conflicts(
     """Raise BadRequestError `Failed add validation for device "eth1": …` for a nic that gets in another's way.
 
     `stages`: the devices to check, and what is done with each ("add", "update", "start"); `others`: the devices of
-    other instances, of all members.
+    other instances of this member: each member has a bridge of its own.
     """
     elsewhere = {use for one in others for device in one.values() for use in _uses(device, networks)}
     for name, stage in sorted(stages.items()):
@@ -55,10 +56,10 @@ def _problem(instance: str, name: str, devices: Devices, elsewhere: set[tuple[st
             " same network"
         )
     taken = elsewhere.union(*(_uses(devices[other], networks) for other in beside))
-    for key in ADDRESS_KEYS:
+    for key, kind in ADDRESS_KEYS.items():
         address = devices[name].get(key, "")
         if (bridge, canonical(address)) in taken:
-            return f'IP address "{address}" already defined on another NIC'
+            return f'{kind} "{address}" already defined on another NIC'
     return ""
 
 

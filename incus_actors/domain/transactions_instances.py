@@ -197,7 +197,7 @@ def fingerprint_guard(instance_id: int, expected: tuple[tuple[Value, ...], ...])
 def holders_sql(count: int) -> str:
     """Return the query of (instance id, address) of all that have one of `count` static addresses, themselves or from a
     profile. Its parameters are the addresses, and the addresses again."""
-    having = f"c.key IN ('ipv4.address', 'ipv6.address') AND c.value IN ({', '.join('?' * count)})"
+    having = f"c.key IN ('ipv4.address', 'ipv6.address', 'hwaddr') AND c.value IN ({', '.join('?' * count)})"
     return (
         "SELECT d.instance_id, c.value FROM instances_devices_config c"
         f" JOIN instances_devices d ON d.id = c.instance_device_id WHERE {having}"

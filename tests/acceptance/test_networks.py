@@ -108,7 +108,7 @@ def test_a_static_address(incus) -> None:
         'Error: Invalid devices: Device validation failed for "eth0": '
         'Device IP address "10.9.0.1" not within network "br0" subnet'
     )
-    incus("create", "tiny", "same", "-d", "eth0,ipv4.address=10.140.0.200", "--target", "m1")
+    incus("create", "tiny", "same", "-d", "eth0,ipv4.address=10.140.0.200", "--target", "m2")
     try:
         assert incus.fails("start", "same").startswith(
             'Error: Failed start validation for device "eth0": IP address "10.140.0.200" already defined on another NIC'

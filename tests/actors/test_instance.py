@@ -211,6 +211,19 @@ async def test_one_whose_address_another_instance_has_does_not_start(nics_machin
     assert life.get("default", "c2").devices["eth0"]["ipv4.address"] == "10.0.0.8"
 
 
+async def test_what_an_instance_of_another_member_has_is_in_nobodys_way(nics_machine):
+    machine = nics_machine
+    nic = {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9", "hwaddr": "00:16:3e:00:00:01"}
+    await machine.create("c1", devices={"eth0": nic})
+    await machine.execute(
+        "INSERT INTO nodes (name, address, schema, api_extensions, arch, heartbeat)"
+        " VALUES ('node2', '10.0.0.2:8443', 1, 1, 1, '2026-01-01T00:00:00Z')"
+    )
+    await machine.execute("UPDATE instances SET node_id = 2 WHERE name = 'c1'", topic="instances")
+    await machine.create("c2", start=True, devices={"eth0": nic})
+    assert "c2" in machine.driver.running
+
+
 async def test_of_two_that_are_given_one_address_at_the_same_moment_only_one_gets_it(nics_machine):
     machine = nics_machine
     nic = {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9"}

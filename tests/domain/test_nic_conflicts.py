@@ -42,6 +42,14 @@ def test_an_address_is_given_once_per_network():
     assert 'IP address "10.0.0.9"' in refusal({"a": same, "b": same}, {"b": "add"})
 
 
+def test_a_mac_address_is_given_once_per_network():
+    small, big = ({**B1, "hwaddr": address} for address in ("00:16:3e:00:00:0a", "00:16:3E:00:00:0A"))
+    assert refusal({"eth0": small}, {"eth0": "add"}, {"x": big}) == (
+        'Failed add validation for device "eth0": MAC address "00:16:3e:00:00:0a" already defined on another NIC'
+    )
+    check_conflicts("c1", {"eth0": small}, {"eth0": "add"}, [{"x": {**big, "network": "b2"}}], NETWORKS)
+
+
 @pytest.mark.parametrize(
     ("devices", "other"),
     [

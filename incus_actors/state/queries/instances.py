@@ -126,8 +126,9 @@ def using_profile(db: Reader, profile_id: int) -> list[tuple[str, str]]:
 
 
 def static_addresses(db: Reader) -> list[tuple[int, str]]:
-    """Return (instance id, address) of every address in the devices of instances and in those of their profiles."""
-    keys = "c.key IN ('ipv4.address', 'ipv6.address')"
+    """Return (instance id, address) of every address (IP, MAC) in the devices of instances and in those of their
+    profiles."""
+    keys = "c.key IN ('ipv4.address', 'ipv6.address', 'hwaddr')"
     rows = db.query(
         "SELECT d.instance_id, c.value FROM instances_devices_config c"
         f" JOIN instances_devices d ON d.id = c.instance_device_id WHERE {keys}"

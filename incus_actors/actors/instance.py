@@ -203,7 +203,7 @@ class InstanceActor(Actor):
             "volatile.last_state.ready": None,
             "volatile.apply_template": None,
             "volatile.idmap.current": record.config.get("volatile.idmap.next"),
-            **nics.host_name_keys(record, state.network),
+            **nics.running_keys(self._host, record, state.network),
         }
         try:
             await self._set_keys(keys, last_used_at=self._host.now())
@@ -271,7 +271,7 @@ class InstanceActor(Actor):
             self._tell_all("instance-deleted", record, caller)
             return
         if not keep_power:
-            gone = nics.host_name_keys(record, None)
+            gone = nics.running_keys(self._host, record, None)
             await self._set_keys({"volatile.last_state.power": "STOPPED", "volatile.last_state.ready": "false", **gone})
         self._tell_all(action, record, caller)
 
@@ -374,12 +374,12 @@ class InstanceActor(Actor):
             raise
         if running:
             self._following.took(after)
-            await self._note_host_names(replace(after, config=dict(change.config)))
+            await self._note_nics(replace(after, config=dict(change.config)))
         self._tell_all("instance-updated", before, message.caller)
 
-    async def _note_host_names(self, record: InstanceRecord) -> None:
-        state = await self._host.driver.state(self._host.status_spec(record))
-        keys = nics.host_name_keys(record, state.network)
+    async def _note_nics(self, record: InstanceRecord, *, running: bool = True) -> None:
+        network = (await self._host.driver.state(self._host.status_spec(record))).network if running else None
+        keys = nics.running_keys(self._host, record, network)
         if keys:
             await self._set_keys(keys)
 
@@ -414,10 +414,11 @@ class InstanceActor(Actor):
             if self._status(record) not in (RunStatus.RUNNING, RunStatus.FROZEN):
                 if devices:
                     await check_stopped(self._host, record, devices)
+                    await self._note_nics(record, running=False)
                 return ""
             record = await nics.with_volatile(self._host, record)
             await self._following.follow(record)
-            await self._note_host_names(record)
+            await self._note_nics(self._following.wanted(record))
         except ApiError as error:
             _log.warning("instance %d doesn't follow its profiles: %s", self._id, error)
             return str(error)

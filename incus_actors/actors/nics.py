@@ -16,7 +16,15 @@ from incus_actors.actors.network_messages import NETWORKS_PATH, NicsReady
 from incus_actors.actors.system import ActorSystem
 from incus_actors.domain import nic_conflicts
 from incus_actors.domain import transactions_instances as transactions
-from incus_actors.domain.nics import Devices, NetworkFacts, missing_volatile, stale_volatile
+from incus_actors.domain.nics import (
+    Devices,
+    NetworkFacts,
+    Seen,
+    missing_volatile,
+    running_volatile,
+    stale_volatile,
+    unneeded_volatile,
+)
 from incus_actors.domain.transactions_instances import InstanceChange
 from incus_actors.drivers.base import DriverError, NetworkInterface
 from incus_actors.errors import ApiError, ConflictError, UnavailableError
@@ -135,14 +143,16 @@ async def networks_ready(host: Host, system: ActorSystem, record: InstanceRecord
         raise DriverError(f"Failed start validation for device: {error}") from error
 
 
-def host_name_keys(record: InstanceRecord, interfaces: Mapping[str, NetworkInterface] | None) -> dict[str, str | None]:
-    """Return the volatile keys for the names that the nics of a running instance have on the host (None: remove)."""
-    keys: dict[str, str | None] = {}
+def running_keys(
+    host: Host, record: InstanceRecord, interfaces: Mapping[str, NetworkInterface] | None
+) -> dict[str, str | None]:
+    """Return the volatile keys of an instance's nics that change with these interfaces inside (None: it doesn't run),
+    and those that no nic needs any more (None: remove)."""
+    networks, rng = host.networks(record.project), random.SystemRandom()
+    keys: dict[str, str | None] = dict.fromkeys(unneeded_volatile(record.config, record.expanded_devices))
     for name, nic in _nics(record).items():
         inside = nic.get("name") or record.expanded_config.get(f"volatile.{name}.name", "") or name
         interface = (interfaces or {}).get(inside)
-        key = f"volatile.{name}.host_name"
-        wanted = interface.host_name if interface is not None else ""
-        if wanted != record.config.get(key, ""):
-            keys[key] = wanted or None
+        seen = None if interface is None else Seen(interface.host_name, interface.hwaddr, interface.mtu)
+        keys |= running_volatile(name, nic, networks, record.config, seen, rng)
     return keys

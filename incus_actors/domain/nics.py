@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -43,6 +44,15 @@ class NetworkFacts:
     type: str
     config: Mapping[str, str]
     created: bool = True  #: on all members
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How the interface of a nic looks inside a running instance."""
+
+    host_name: str = ""
+    hwaddr: str = ""
+    mtu: int = 0
 
 
 Networks = Mapping[str, NetworkFacts]
@@ -132,6 +142,11 @@ _UNSUPPORTED: Final = frozenset(
         "vlan.tagged",
     }
 )
+#: Volatile keys of nics: device, option.
+_OF_NIC: Final = re.compile(
+    r"volatile\.(.+)\.(hwaddr|host_name|name|last_state\.created|last_state\.hwaddr|last_state\.mtu)"
+)
+_WHILE_RUNNING: Final = ("host_name", "last_state.created", "last_state.hwaddr", "last_state.mtu")
 _NEED_PARENT: Final = frozenset({"bridged", "macvlan", "physical"})
 
 
@@ -316,17 +331,72 @@ def missing_volatile(
             number = next(n for n in range(len(nics) + len(taken) + 1) if f"eth{n}" not in taken)
             keys[f"volatile.{name}.name"] = f"eth{number}"
             taken.add(f"eth{number}")
-        network = networks.get(device.get("network", ""))
-        kind = _OF_NETWORK.get(network.type, "bridged") if network is not None else device.get("nictype", "")
+        kind = _kind(device, networks)
         if kind in _HAS_HWADDR and not device.get("hwaddr") and not config.get(f"volatile.{name}.hwaddr"):
             keys[f"volatile.{name}.hwaddr"] = random_hwaddr(rng)
     return keys
 
 
 def stale_volatile(config: Iterable[str], old: Devices, new: Devices) -> list[str]:
-    """Return the volatile keys of devices that are no more, or have become something else."""
+    """Return the volatile keys of devices that are no more, or have become something else, and what `unneeded` says."""
     gone = {name for name, device in old.items() if name not in new or new[name].get("type") != device.get("type")}
-    return [key for key in config if key.startswith("volatile.") and _device_of(key) in gone]
+    keys = [key for key in config if key.startswith("volatile.")]
+    unused = set(unneeded_volatile(keys, new))
+    return [key for key in keys if key in unused or _device_of(key) in gone]
+
+
+def unneeded_volatile(config: Iterable[str], devices: Devices) -> list[str]:
+    """Return the volatile keys of nics that are no more, and those that an option of the nic has replaced."""
+    found = []
+    for key in config:
+        match = _OF_NIC.fullmatch(key)
+        if match is not None:
+            device = devices.get(match[1], {})
+            if device.get("type") != "nic" or (match[2] in ("hwaddr", "name") and device.get(match[2])):
+                found.append(key)
+    return found
+
+
+def running_volatile(
+    name: str, nic: Device, networks: Networks, config: Mapping[str, str], seen: Seen | None, rng: random.Random
+) -> dict[str, str | None]:
+    """Return the volatile keys of a nic that change when its instance starts or stops, or it is plugged (None: remove).
+
+    `seen`: how its interface looks inside, None if it isn't there.
+    """
+    wanted = {} if seen is None else _while_running(name, nic, networks, config, seen, rng)
+    keys: dict[str, str | None] = {}
+    for suffix in _WHILE_RUNNING:
+        key, value = f"volatile.{name}.{suffix}", wanted.get(suffix, "")
+        if value != config.get(key, ""):
+            keys[key] = value or None
+    return keys
+
+
+def _while_running(
+    name: str, nic: Device, networks: Networks, config: Mapping[str, str], seen: Seen, rng: random.Random
+) -> dict[str, str]:
+    kind = _kind(nic, networks)
+    if kind == "macvlan":  # it has no end on the host; Incus shows the name that it had before it was given away
+        known = config.get(f"volatile.{name}.host_name", "")
+        made_up = known if known.startswith("mac") else f"mac{rng.randrange(1 << 32):08x}"
+        return {"host_name": made_up, "last_state.created": "false"}
+    if kind != "physical":
+        return {"host_name": seen.host_name}
+    network = networks.get(nic.get("network", ""))
+    found = {
+        "host_name": (nic if network is None else network.config).get("parent", ""),
+        "last_state.created": "false",
+    }
+    for option, value in (("hwaddr", seen.hwaddr), ("mtu", str(seen.mtu))):  # as it was on the host
+        known = config.get(f"volatile.{name}.last_state.{option}", "")
+        found[f"last_state.{option}"] = known or ("" if nic.get(option) else value)
+    return found
+
+
+def _kind(nic: Device, networks: Networks) -> str:
+    network = networks.get(nic.get("network", ""))
+    return nic.get("nictype", "") if network is None else _OF_NETWORK.get(network.type, "bridged")
 
 
 def _device_of(key: str) -> str:

@@ -146,7 +146,10 @@ def inside_name(spec: InstanceSpec, device: str) -> str:
 
 
 def host_interface(spec: InstanceSpec, device: str) -> str:
-    """Return the name of a nic's end on the host; stable over restarts, at most 15 characters."""
+    """Return the name of a nic's end on the host; stable over restarts, at most 15 characters. A nic without one has
+    that name while it is made."""
+    if spec.devices[device].get("nictype") in ("macvlan", "physical"):
+        return f"mac{zlib.crc32(f'{spec.volume_dir}/{device}'.encode()):08x}"
     known = spec.devices[device].get("host_name") or spec.config.get(f"volatile.{device}.host_name", "")
     if known and _INTERFACE.fullmatch(known):
         return known

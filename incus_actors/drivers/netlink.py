@@ -22,6 +22,7 @@ _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64, _IFLA_LINK_NETNSID = 1, 3, 4, 5, 23, 37
+_IFLA_LINKINFO, _INFO_KIND = 18, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFF_UP, _IFF_LOOPBACK, _IFF_BROADCAST, _IFF_POINTOPOINT = 1, 8, 2, 16
 _HEADER = struct.Struct("=IHHII")
@@ -150,7 +151,8 @@ def _parse_link(body: bytes) -> tuple[int, NetworkInterface]:
     counters = dict(zip(_COUNTERS + _DROPPED, values, strict=True))
     hwaddr = attributes.get(_IFLA_ADDRESS, b"")
     host_name = ""
-    if _IFLA_LINK in attributes and _IFLA_LINK_NETNSID in attributes:
+    made_as = attributes_of(attributes.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b"")
+    if made_as.startswith(b"veth") and _IFLA_LINK in attributes and _IFLA_LINK_NETNSID in attributes:
         with contextlib.suppress(OSError):  # the other end may be in a namespace that is not ours
             host_name = socket.if_indextoname(int.from_bytes(attributes[_IFLA_LINK], "little"))
     kind = "loopback" if flags & _IFF_LOOPBACK else "broadcast" if flags & _IFF_BROADCAST else "unknown"

@@ -10,7 +10,7 @@ from instance_kit import machines, until
 
 from incus_actors.actors import nics
 from incus_actors.actors.host import INSTANCES_PATH
-from incus_actors.actors.instance_messages import Delete, Restart, Start, Stop
+from incus_actors.actors.instance_messages import Delete, ProfilesChanged, Restart, Start, Stop
 from incus_actors.actors.instances import ActorFor
 from incus_actors.domain.instance_config import PHASE_KEY
 from incus_actors.drivers.base import DriverError, RunStatus
@@ -254,6 +254,23 @@ async def test_the_address_of_a_profile_counts_for_every_instance_that_has_it(ni
     await machine.create("c2")
     with pytest.raises(BadRequestError, match="already defined on another NIC"):
         await (await actor(machine, "c2")).ask(Start(), deadline_s=5)
+
+
+async def test_volatile_keys_go_with_the_nic_of_a_profile(nics_machine):
+    machine = nics_machine
+    await machine.execute("INSERT INTO profiles_devices (profile_id, name, type) VALUES (1, 'eth0', 1)")
+    await machine.execute(
+        "INSERT INTO profiles_devices_config (profile_device_id, key, value) VALUES (2, 'network', 'b1')"
+    )
+    await machine.create("c1", start=True)
+    await machine.create("c2", start=True)
+    await (await actor(machine, "c2")).ask(Stop(force=True), deadline_s=5)
+    for name in ("c1", "c2"):
+        assert {"volatile.eth0.hwaddr", "volatile.eth0.name"} <= machine.config(name).keys()
+    await machine.execute("DELETE FROM profiles_devices WHERE name = 'eth0'", topic="profiles")
+    for name in ("c1", "c2"):
+        assert await (await actor(machine, name)).ask(ProfilesChanged(["eth0"]), deadline_s=5) == ""
+        assert not any(key.startswith("volatile.eth0") for key in machine.config(name))
 
 
 async def test_a_second_nic_on_a_network_is_refused_when_it_is_added_or_at_the_start(nics_machine):

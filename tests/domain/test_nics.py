@@ -182,3 +182,53 @@ def test_volatile_keys_go_with_their_device():
     assert nics.stale_volatile(config, old, {"d.1": {"type": "nic"}}) == ["volatile.d0.hwaddr"]
     assert nics.stale_volatile(config, old, {**old, "d0": {"type": "none"}}) == ["volatile.d0.hwaddr"]
     assert nics.stale_volatile(config, old, old) == []
+
+
+def test_an_option_replaces_its_volatile_key():
+    old = {"d0": {"type": "nic", **ON_B1}}
+    config = dict.fromkeys(("volatile.d0.hwaddr", "volatile.d0.name", "volatile.d0.host_name"), "x")
+    new = {"d0": {"type": "nic", **ON_B1, "hwaddr": "10:66:6a:00:00:01", "host_name": "veth1"}}
+    assert nics.stale_volatile(config, old, new) == ["volatile.d0.hwaddr"]
+
+
+def test_volatile_keys_that_no_nic_needs():
+    config = {
+        "volatile.d0.hwaddr": "x",
+        "volatile.gone.name": "eth1",
+        "volatile.gone.last_state.mtu": "1500",
+        "volatile.last_state.power": "RUNNING",
+        "volatile.idmap.base": "0",
+        "volatile.uuid.generation": "u",
+    }
+    devices = {"d0": {"type": "nic"}, "idmap": {"type": "disk"}}
+    assert nics.unneeded_volatile(config, devices) == ["volatile.gone.name", "volatile.gone.last_state.mtu"]
+
+
+@pytest.mark.parametrize(
+    ("nic", "seen", "keys"),
+    [
+        (ON_B1, nics.Seen("veth1", "x", 1500), {"host_name": "veth1"}),
+        (
+            {"nictype": "physical", "parent": "eth7"},
+            nics.Seen("veth1", "x", 1500),
+            {
+                "host_name": "eth7",
+                "last_state.created": "false",
+                "last_state.hwaddr": "x",
+                "last_state.mtu": "1500",
+            },
+        ),
+        ({"network": "m1"}, nics.Seen("", "x", 1500), {"host_name": "macc386bbc4", "last_state.created": "false"}),
+        (
+            {"network": "p1", "hwaddr": "y"},
+            nics.Seen("", "y", 1500),
+            {"host_name": "eth1", "last_state.created": "false", "last_state.mtu": "1500"},
+        ),
+    ],
+)
+def test_volatile_keys_of_a_running_nic(nic, seen, keys):
+    expected = {f"volatile.d.{key}": value for key, value in keys.items()}
+    device = {"type": "nic", **nic}
+    assert nics.running_volatile("d", device, NETWORKS, {}, seen, random.Random(1)) == expected
+    assert nics.running_volatile("d", device, NETWORKS, expected, seen, random.Random(2)) == {}
+    assert nics.running_volatile("d", device, NETWORKS, expected, None, random.Random(2)) == dict.fromkeys(expected)

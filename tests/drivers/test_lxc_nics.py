@@ -102,6 +102,21 @@ async def test_nics_come_and_go(lxc_machine: Machine, running: InstanceSpec) -> 
     await later.close()
 
 
+async def test_a_macvlan_changes_while_the_container_runs(lxc_machine: Machine, running: InstanceSpec) -> None:
+    ip("link", "add", "par0", "type", "veth", "peer", "name", "par1")
+    device = {"type": "nic", "nictype": "macvlan", "parent": "par0", "name": "m"}
+    spec = replace(running, devices={"m": device})
+    await lxc_machine.driver.update_devices(spec)
+    before = await sh(lxc_machine, spec, "cat /sys/class/net/m/ifindex")
+    told = {**spec.config, "volatile.m.host_name": "mac00000001"}  # what is shown of it
+    await lxc_machine.driver.update_devices(replace(spec, config=told))
+    assert await sh(lxc_machine, spec, "cat /sys/class/net/m/ifindex") == before
+    assert ((await lxc_machine.driver.state(spec)).network or {})["m"].host_name == ""
+    spec = replace(spec, config=told, devices={"m": {**device, "mtu": "1400"}})
+    await lxc_machine.driver.update_devices(spec)
+    assert "mtu 1400" in await sh(lxc_machine, spec, "ip link show m")
+
+
 async def test_a_plugged_interface_of_the_host_comes_back(lxc_machine: Machine, running: InstanceSpec) -> None:
     ip("link", "add", "phy0", "type", "veth", "peer", "name", "phy1")
     device = {"type": "nic", "nictype": "physical", "parent": "phy0", "name": "eth1"}

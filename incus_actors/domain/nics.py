@@ -133,12 +133,9 @@ _OPTIONS: Final[dict[str, dict[str, Rule]]] = {
 _UNSUPPORTED: Final = frozenset(
     {
         "gvrp",
-        "limits.priority",
-        "queue.tx.length",
         "ipv4.routes.external",
         "ipv6.routes.external",
         "security.acls",
-        "security.port_isolation",
         "vlan.tagged",
     }
 )

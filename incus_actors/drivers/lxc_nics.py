@@ -29,6 +29,8 @@ _TUNED: Final = (
     "limits.ingress",
     "limits.egress",
     "limits.max",
+    "limits.priority",
+    "security.port_isolation",
     "security.mac_filtering",
     "security.ipv4_filtering",
     "security.ipv6_filtering",
@@ -38,7 +40,7 @@ _TUNED: Final = (
     "ipv6.routes",
 )
 _PLUGGED: Final = "plugged"  #: in the file: it came while the container ran, so liblxc does not know of it
-_MADE: Final = ("nictype", "parent", "name", "hwaddr", "mtu", "vlan", "mode")
+_MADE: Final = ("nictype", "parent", "name", "hwaddr", "mtu", "vlan", "mode", "queue.tx.length")
 
 
 def nics_of(spec: InstanceSpec) -> dict[str, dict[str, str]]:
@@ -95,7 +97,7 @@ async def plug(helper: NetworkHelper, spec: InstanceSpec, pid: int) -> None:
     """
     wanted, there = nics_of(spec), noted(spec)
     for name in [name for name, nic in there.items() if _made(wanted.get(name, {})) != _made(nic)]:
-        await _untune(there[name])
+        await _untune(helper, there[name])
         await helper.call("nic_remove", _request(there[name], pid))
         del there[name]
         note(spec, there)
@@ -129,7 +131,7 @@ async def ended(helper: NetworkHelper, spec: InstanceSpec) -> None:
     """The container is gone: remove what its nics leave on the host."""
     for name, nic in noted(spec).items():
         try:
-            await _untune(nic)
+            await _untune(helper, nic)
             if nic.get("nictype") in PAIRED:
                 await helper.call("nic_remove", _request(nic, 0))
         except DriverError as error:  # the next start, or the next look, tries again
@@ -148,6 +150,7 @@ def _request(nic: Nic, pid: int) -> dict[str, Any]:
         "hwaddr": nic.get("hwaddr", ""),
         "mtu": int(nic.get("mtu") or 0),
         "mode": nic.get("mode", ""),
+        "queue": int(nic.get("queue.tx.length") or 0),
         "pid": pid,
     }
 
@@ -158,7 +161,7 @@ def _request(nic: Nic, pid: int) -> dict[str, Any]:
 def rates_bytes(nic: Nic) -> tuple[int, int]:
     """Return bytes per second (towards the instance, from it); 0: no limit."""
     both = nic.get("limits.max", "")
-    ingress, egress = nic.get("limits.ingress") or both, nic.get("limits.egress") or both
+    ingress, egress = both or nic.get("limits.ingress"), both or nic.get("limits.egress")
     return (parse_rate(ingress) // 8 if ingress else 0, parse_rate(egress) // 8 if egress else 0)
 
 
@@ -170,14 +173,28 @@ async def _tune(helper: NetworkHelper, nic: Nic, old: Nic | None = None) -> None
     if nic.get("nictype") not in PAIRED or not (_tuned(nic) or _tuned(old or {})):
         return
     ingress, _ = rates_bytes(nic)
-    routes = items(nic.get("ipv4.routes")) + items(nic.get("ipv6.routes"))
-    request = {"host_name": nic["host_name"], "rate_bytes": ingress, "routes": routes}
+    request = {
+        "host_name": nic["host_name"],
+        "rate_bytes": ingress,
+        "isolated": is_true(nic.get("security.port_isolation")),
+        **_routes(nic, old or {}),
+    }
     await helper.call("nic_tune", request)
     await nft.load(nic_rules(nic))
 
 
-async def _untune(nic: Nic) -> None:
-    """Remove the tables of a nic that goes; its end on the host takes its rate along."""
+def _routes(nic: Nic, old: Nic) -> dict[str, Any]:
+    """Return the routes to what is behind a nic, those that go, and the bridge that they lead over: what is a port of a
+    bridge never hears the answers to its ARP requests."""
+    wanted, before = ([*items(one.get("ipv4.routes")), *items(one.get("ipv6.routes"))] for one in (nic, old))
+    bridge = nic_parent(nic) if nic.get("nictype") == "bridged" else ""
+    return {"bridge": bridge, "routes": wanted, "gone": [route for route in before if route not in wanted]}
+
+
+async def _untune(helper: NetworkHelper, nic: Nic) -> None:
+    """Remove the tables and routes of a nic that goes; its end on the host takes its rate along."""
+    if nic.get("nictype") == "bridged" and (nic.get("ipv4.routes") or nic.get("ipv6.routes")):
+        await helper.call("nic_unroute", _routes({**nic, "ipv4.routes": "", "ipv6.routes": ""}, nic))
     if not _may_have_tables(nic):
         return
     there = await nft.tables()
@@ -202,27 +219,31 @@ def nic_rules(nic: Nic) -> str:
     """Return what `nft -f` makes the tables of one nic of, whatever was there before."""
     table, host_name = table_of(nic["host_name"]), nic["host_name"]
     lines = [line for f in ("netdev", "bridge") for line in (f"table {f} {table} {{}}", f"delete table {f} {table}")]
+    device = f'device "{host_name}" priority 0;'
+    chains = []
     _, egress = rates_bytes(nic)
     if egress:
         burst = max(egress // 10, 65536)
         rule = f"limit rate over {egress} bytes/second burst {burst} bytes drop"
-        lines += _table("netdev", table, f'type filter hook ingress device "{host_name}" priority 0;', [rule])
+        chains += _chain("nic", f"type filter hook ingress {device}", [rule])
+    if nic.get("limits.priority"):
+        chains += _chain(
+            "egress", f"type filter hook egress {device}", [f"meta priority set 0:{nic['limits.priority']}"]
+        )
+    lines += _table("netdev", table, chains)
     filters = _filters(nic)
     if filters:
-        hook = "type filter hook prerouting priority -300;"
-        lines += _table("bridge", table, hook, [f'iifname "{host_name}" {rule}' for rule in filters])
+        rules = [f'iifname "{host_name}" {rule}' for rule in filters]
+        lines += _table("bridge", table, _chain("nic", "type filter hook prerouting priority -300;", rules))
     return "\n".join(lines) + "\n"
 
 
-def _table(family: str, table: str, hook: str, rules: list[str]) -> list[str]:
-    return [
-        f"table {family} {table} {{",
-        " chain nic {",
-        f"  {hook} policy accept;",
-        *(f"  {r}" for r in rules),
-        " }",
-        "}",
-    ]
+def _table(family: str, table: str, chains: list[str]) -> list[str]:
+    return [f"table {family} {table} {{", *chains, "}"] if chains else []
+
+
+def _chain(name: str, hook: str, rules: list[str]) -> list[str]:
+    return [f" chain {name} {{", f"  {hook} policy accept;", *(f"  {rule}" for rule in rules), " }"]
 
 
 def _filters(nic: Nic) -> list[str]:

@@ -33,6 +33,7 @@ GOOD = [
     | {"ipv4.address": "10.50.0.6"},
     {**ON_B1, "limits.ingress": "1Mbit", "limits.egress": "500000", "security.mac_filtering": "true"},
     {"nictype": "bridged", "parent": "b1", "ipv4.address": "10.50.0.6"},
+    {**ON_B1, "security.port_isolation": "true", "queue.tx.length": "500", "limits.priority": "3"},
     {"network": "b6", "ipv6.address": "fd42::7"},
     {"nictype": "macvlan", "parent": "eth0", "vlan": "5", "mode": "vepa"},
     {"nictype": "p2p", "ipv4.routes": "10.0.0.0/24"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from dataclasses import replace
 
@@ -171,9 +172,43 @@ async def test_rates_and_filters(lxc_machine: Machine, running: InstanceSpec) ->
     assert lxc_nics.noted(spec) == {}
 
 
+async def test_what_is_behind_a_bridged_nic_is_reached_over_its_bridge(
+    lxc_machine: Machine, running: InstanceSpec
+) -> None:
+    ip("route", "add", "10.78.0.0/24", "dev", "br0", "proto", "static")  # of the network itself
+    spec = replace(running, devices={"eth0": {**BRIDGED, "ipv4.routes": "10.77.0.0/24"}})
+    await lxc_machine.driver.update_devices(spec)
+    await sh(lxc_machine, spec, "ip addr add 10.99.0.5/24 dev eth0; ip addr add 10.77.0.1/32 dev eth0")
+    with pytest.raises(ConnectionRefusedError):  # by the container
+        socket.create_connection(("10.77.0.1", 9), timeout=3)
+    spec = replace(running, devices={"eth0": {**BRIDGED, "ipv4.routes": "10.76.0.0/24", "ipv6.routes": "fd77::/64"}})
+    await lxc_machine.driver.update_devices(spec)
+    assert ("10.77" in ip("route"), "10.76" in ip("route"), "fd77" in ip("-6", "route")) == (False, True, True)
+    await lxc_machine.driver.update_devices(replace(running, devices={}))
+    assert ("10.76" in ip("route"), "fd77" in ip("-6", "route")) == (False, False)
+    await lxc_machine.driver.update_devices(spec)
+    await lxc_machine.driver.stop(spec, force=True)
+    assert ("10.76" in ip("route"), "fd77" in ip("-6", "route"), "10.78" in ip("route")) == (False, False, True)
+
+
+async def test_isolation_queues_and_priorities(lxc_machine: Machine, running: InstanceSpec) -> None:
+    end = host_interface(running, "eth0")
+    more = {"security.port_isolation": "true", "queue.tx.length": "500", "limits.priority": "3"}
+    spec = replace(running, devices={"eth0": {**BRIDGED, **more}})
+    await lxc_machine.driver.update_devices(spec)
+    assert "isolated on" in ip("-d", "link", "show", end)
+    assert "qlen 500" in ip("link", "show", end)
+    assert "qlen 500" in await sh(lxc_machine, spec, "ip link show eth0")
+    assert "meta priority set 0:3" in tables()
+    await lxc_machine.driver.update_devices(running)
+    assert "isolated off" in ip("-d", "link", "show", end)
+    assert ("qlen 500" in ip("link", "show", end), "priority set" in tables()) == (False, False)
+
+
 def test_rules_of_one_nic() -> None:
     nic = {"host_name": "veth1", "nictype": "bridged", "limits.max": "80Mbit", "hwaddr": "10:66:6a:00:00:01"}
     assert lxc_nics.rates_bytes(nic) == (10_000_000, 10_000_000)
+    assert lxc_nics.rates_bytes({**nic, "limits.ingress": "8Mbit"}) == (10_000_000, 10_000_000)  # as in Incus
     text = lxc_nics.nic_rules({**nic, "security.ipv6_filtering": "true", "ipv6.address": "fd42::5"})
     assert 'iifname "veth1" ether saddr != 10:66:6a:00:00:01 drop' in text
     assert "ip6 saddr != { fd42::5, ::, fe80::/10 } drop" in text

@@ -19,6 +19,7 @@ from typing import Any
 Request = dict[str, Any]
 Answer = dict[str, Any]
 
+PROTO_BOOT = 3
 PROTO_STATIC = 4
 RT_SCOPE_UNIVERSE = 0
 IFF_UP = 1
@@ -143,12 +144,15 @@ class Links:
         address, _, prefix = text.partition("/")
         self.ip.addr(verb, index=index, address=address, prefixlen=int(prefix))
 
-    def _routes(self, index: int, wanted: list[str]) -> None:
-        present = {
+    def _present_routes(self, index: int, protocol: int) -> set[str]:
+        return {
             f"{r.get_attr('RTA_DST')}/{r['dst_len']}"
             for r in self.ip.get_routes(oif=index)
-            if r["proto"] == PROTO_STATIC and r.get_attr("RTA_DST")
+            if r["proto"] == protocol and r.get_attr("RTA_DST")
         }
+
+    def _routes(self, index: int, wanted: list[str]) -> None:
+        present = self._present_routes(index, PROTO_STATIC)
         for route in wanted:
             if route not in present:
                 self.ip.route("add", dst=route, oif=index, proto="static")
@@ -259,6 +263,9 @@ class Links:
         try:
             if request["mtu"]:
                 self.ip.link("set", index=index, mtu=request["mtu"])
+            if request["queue"]:
+                for one in (index, self.ip.link_lookup(ifname=peer)[0]):
+                    self.ip.link("set", index=one, txqlen=request["queue"])
             if parent:
                 self.ip.link("set", index=index, master=parent)
             self.ip.link("set", index=index, state="up")
@@ -310,8 +317,29 @@ class Links:
         if rate:
             burst = max(rate // 100, 16384)
             self.ip.tc("add", "tbf", index, TBF_HANDLE, parent=TC_H_ROOT, rate=rate, burst=burst, latency="100ms")
-        self._routes(index, request["routes"])
+        if request["bridge"]:
+            self.ip.brport("set", index=index, isolated=int(request["isolated"]))
+            self._nic_routes(self.need(request["bridge"])["index"], request)
+        else:
+            self._routes(index, request["routes"])
         return {}
+
+    def nic_unroute(self, request: Request) -> Answer:
+        """Remove the routes of a nic over its bridge, which may be gone."""
+        link = self.find(request["bridge"])
+        if link is not None:
+            self._nic_routes(link["index"], request)
+        return {}
+
+    def _nic_routes(self, index: int, request: Request) -> None:
+        """Those of nics differ from those of the network by their protocol, as in Incus."""
+        present = self._present_routes(index, PROTO_BOOT)
+        for route in request["routes"]:
+            if route not in present:
+                self.ip.route("add", dst=route, oif=index, proto="boot")
+        for route in request["gone"]:
+            if route in present:
+                self.ip.route("del", dst=route, oif=index, proto="boot")
 
 
 def _wanted(request: Request) -> dict[str, Any]:
@@ -400,7 +428,7 @@ def main() -> None:
             name: getattr(links, name)
             for name in (
                 *("owned", "exists", "bridge_up", "bridge_down", "vlan_up", "link_down"),
-                *("nic_pair", "nic_add", "nic_remove", "nic_tune"),
+                *("nic_pair", "nic_add", "nic_remove", "nic_tune", "nic_unroute"),
             )
         }
         while message := receive(control):

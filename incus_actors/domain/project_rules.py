@@ -44,6 +44,7 @@ _BLOCKED: Final = {
 }
 _COUNTS: Final = {"limits.containers": "container", "limits.virtual-machines": "virtual-machine"}
 AGGREGATES: Final = ("limits.cpu", "limits.disk", "limits.memory", "limits.processes")
+NETWORK_NOT_ALLOWED: Final = "Network not allowed in project"
 USAGE = "Failed getting usage of project entities: "
 
 
@@ -258,7 +259,25 @@ def _nic_problem(project: Config, device: Mapping[str, str]) -> str:
         return "Network devices are forbidden"
     if rule == "managed" and not device.get("network"):
         return "Only managed network devices are allowed"
-    return ""
+    network, accessible = device.get("network") or device.get("parent", ""), _accessible(project)
+    return NETWORK_NOT_ALLOWED if network and accessible is not None and network not in accessible else ""
+
+
+def _accessible(project: Config) -> frozenset[str] | None:
+    """Return the networks that a restricted project names; None: it names none."""
+    value = project.get("restricted.networks.access", "")
+    return frozenset(name.strip() for name in value.split(",")) if value else None
+
+
+def network_allowed(project: Config, network: str, *, managed: bool) -> bool:
+    """Return whether a project may see a network, or an interface of the host that is none."""
+    if not restricted(project):
+        return True
+    rule = project.get("restricted.devices.nic") or "managed"
+    if rule == "block" or (rule == "managed" and not managed):
+        return False
+    accessible = _accessible(project)
+    return accessible is None or network in accessible
 
 
 def _disk_problem(project: Config, device: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ _STATE: Final = "network.json"
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """One network on this member. `hwaddr` is used unless `bridge.hwaddr` is configured, for a new bridge only.
+    """One network on this member. `hwaddr` is used unless `bridge.hwaddr` is configured, for a new bridge or in its place.
     `hosts`: file name → dnsmasq's line of a nic."""
 
     name: str
@@ -89,14 +89,17 @@ class NetworkDriver:
         external = items(config.get("bridge.external_interfaces"))
         release = [name for name in state.get("external", []) if name not in external]
         # Written before it is done: after a kill it is better to know too many of our own than too few.
-        _write_state(directory, {"type": spec.type, "external": sorted({*external, *release})})
+        fixed = bool(config.get("bridge.hwaddr"))
+        was_fixed = fixed or bool(state.get("fixed_hwaddr"))
+        all_external = sorted({*external, *release})
+        _write_state(directory, {"type": spec.type, "external": all_external, "fixed_hwaddr": was_fixed})
         request = {
             "name": spec.name,
             "mark": self.mark,
             "temporary": self._temporary,
             "mtu": int(config.get("bridge.mtu") or MTU_DEFAULT),
             "hwaddr": (config.get("bridge.hwaddr") or spec.hwaddr).lower(),
-            "fixed_hwaddr": bool(config.get("bridge.hwaddr")),
+            "fixed_hwaddr": was_fixed,
             "addresses": [a for a in (_address(config, 4), _address(config, 6)) if a],
             "routes": [*items(config.get("ipv4.routes")), *items(config.get("ipv6.routes"))],
             "ipv6": _address(config, 6) != "",
@@ -114,7 +117,7 @@ class NetworkDriver:
                 await self.helper.call("bridge_down", self._down(spec.name, external))
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        _write_state(directory, {"type": spec.type, "external": external})
+        _write_state(directory, {"type": spec.type, "external": external, "fixed_hwaddr": fixed})
         return [str(problem) for problem in answer["problems"]]
 
     async def _ensure_parent(self, spec: NetworkSpec) -> None:

@@ -170,15 +170,9 @@ def validate_network_config(name: str, kind: str, config: Mapping[str, str]) -> 
 
     Raises ConfigError: `Invalid option for network "n" option "k"`, `Invalid value for network "n" option "k": …`.
     """
-    unknown = []
     for key in sorted(config):
-        if key.startswith("user."):
-            continue
-        spec = _find(kind, key)
-        if spec is None:
-            unknown.append(key)
-            continue
-        if not config[key]:
+        spec = None if key.startswith("user.") else _find(kind, key)
+        if spec is None or not config[key]:
             continue
         try:
             spec.rule(config[key])
@@ -186,10 +180,17 @@ def validate_network_config(name: str, kind: str, config: Mapping[str, str]) -> 
             raise ConfigError(f'Invalid value for network "{name}" option "{key}": {error}') from None
         if not spec.supported or (key, config[key]) == ("bridge.driver", "openvswitch"):
             raise ConfigError(f"The configuration key {key} is not supported by this server")
-    if unknown:
-        raise ConfigError(f'Invalid option for network "{name}" option "{unknown[0]}"')
+    check_known(name, kind, config)
     if kind == "bridge":
         _check_together(name, config)
+
+
+def check_known(name: str, kind: str, config: Mapping[str, str]) -> None:
+    """Raise ConfigError `Invalid option for network "n" option "k"` for a key that a network of this type hasn't, also
+    for one that is to be unset."""
+    for key in sorted(config):
+        if not key.startswith("user.") and _find(kind, key) is None:
+            raise ConfigError(f'Invalid option for network "{name}" option "{key}"')
 
 
 def _check_together(name: str, config: Mapping[str, str]) -> None:

@@ -28,6 +28,11 @@ class Absence:
         self._monotonic_s = monotonic_s
         self._since_s: dict[int, float] = {}  #: member → since when it is out of reach
 
+    @property
+    def away(self) -> Collection[int]:
+        """Those that were out of reach at the last look."""
+        return self._since_s.keys()
+
     def gone(self, member_ids: Collection[int]) -> list[int]:
         """Return which of them have been out of reach for GRACE_S, by this and the earlier calls; to be called twice
         a second or more often."""

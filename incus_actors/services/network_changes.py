@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import networks as rules
 from incus_actors.domain import transactions_networks as transactions
+from incus_actors.domain.project_rules import NETWORK_NOT_ALLOWED, network_allowed
 from incus_actors.domain.transactions_networks import HIDDEN_PREFIX
-from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.errors import ApiError, BadRequestError, ConflictError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.identity import Identity
 from incus_actors.model import network_keys
 from incus_actors.model.config_keys import ConfigError, merged, without_empty
@@ -24,6 +25,7 @@ from incus_actors.model.resources import NetworkPut, NetworksPost
 from incus_actors.services import interfaces
 from incus_actors.services.network_shares import NetworkShares
 from incus_actors.services.networks import NOT_LOADED, NetworkService
+from incus_actors.services.project_guard import config_of
 from incus_actors.services.proposing import (
     DuplicateError,
     Expect,
@@ -76,6 +78,8 @@ class NetworkChanges:
             raise NotFoundError(f'Failed to load project "{project}": Project not found')
         if owner.name != DEFAULT_PROJECT:
             raise BadRequestError("Network type does not support non-default projects")
+        if not network_allowed(config_of(self._database, project), post.name, managed=True):
+            raise ForbiddenError(NETWORK_NOT_ALLOWED)
         config = without_empty(post.config)
         if not self._identity.clustered:
             if target is not None:
@@ -168,7 +172,7 @@ class NetworkChanges:
         try:
             network_keys.validate_network_config(post.name, kind, local)
         except ConfigError as wrong:
-            raise MemberError(str(wrong)) from None
+            raise BadRequestError(str(wrong)) from None
         transaction = transactions.define_on_member(
             post.name, rules.TYPE_NUMBERS[kind], post.description or "", member_id, local
         )
@@ -289,6 +293,10 @@ class NetworkChanges:
         shared, local = network_keys.split(config or {})
         if any(key.startswith(HIDDEN_PREFIX) for key in shared):
             raise BadRequestError(f'Invalid option for network "{row.name}" option "{HIDDEN_PREFIX}"')
+        try:
+            network_keys.check_known(row.name, row.type, config or {})
+        except ConfigError as wrong:
+            raise BadRequestError(str(wrong)) from None
         if self._identity.clustered and target is not None:
             # `set --target` sends the whole object back, so only a shared key that would change is wrong.
             changed = sorted(key for key, value in shared.items() if row.config.get(key, "") != value)
@@ -307,9 +315,9 @@ class NetworkChanges:
 
     async def rename(self, project: str, name: str, new_name: str) -> None:
         """Rename an unused network of a server that is alone. Raises NotFoundError, BadRequestError, ConflictError."""
-        row = self._networks.row(project, name)
         if self._identity.clustered:
             raise BadRequestError("Renaming clustered network not supported")
+        row = self._networks.row(project, name)
         if not new_name:
             raise BadRequestError("New network name not provided")
         rules.check_name(new_name)
@@ -335,7 +343,7 @@ class NetworkChanges:
         """Delete a network on every member. Raises NotFoundError, BadRequestError (in use), MemberError."""
         row = self._networks.row(project, name)
         if row.state is NetworkState.CREATED:
-            self._shares.check_online(row.members)
+            await self._shares.check_present(row.members)
         try:
             await propose(self._consensus, transactions.retire(row.id, name))
         except TransactionConflictError as conflict:

@@ -65,7 +65,7 @@ class NetworkLeases:
         found = []
         for version in (4, 6):
             address = address_of(row.config.get(f"ipv{version}.address"))
-            if address is not None:
+            if address is not None and project == row.project:
                 found.append(NetworkLease(hostname=f"{name}.gw", address=str(address), type="gateway"))
         records = instance_queries.all_of(self._database)
         own = [record for record in records if record.project == project]

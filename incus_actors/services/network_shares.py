@@ -18,7 +18,7 @@ from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_networks as transactions
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.identity import Identity
-from incus_actors.services.absence import peer_down, peer_failed
+from incus_actors.services.absence import Absence, peer_down, peer_failed
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.networks import NOT_LOADED
 from incus_actors.services.proposing import TransactionConflictError, propose
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 MEMBERS_S: Final = 20.0  #: so long the members have for their shares
 APPLY_S: Final = 20.0
+LOOK_S: Final = 0.1
 
 
 class NetworkShares:
@@ -64,6 +65,19 @@ class NetworkShares:
         for member_id in members:
             if not self._reachable(member_id):
                 raise peer_down(self._address(member_id))
+
+    async def check_present(self, members: Iterable[int]) -> None:
+        """Raise MemberError when one of them can't be reached, or its links stay away: nothing has been changed yet."""
+        wanted = set(members)
+        self.check_online(wanted)
+        waited_for = wanted & {peer.id for peer in self._consensus.status().peers}
+        absence = Absence(self._consensus)
+        while True:
+            for member_id in absence.gone(waited_for):
+                raise peer_down(self._address(member_id))
+            if not absence.away:
+                return
+            await asyncio.sleep(LOOK_S)
 
     def _reachable(self, member_id: int) -> bool:
         return member_id == self._identity.member_id or self._online(member_id)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from incus_actors.domain.project_rules import network_allowed
 from incus_actors.errors import NotFoundError
 from incus_actors.identity import Identity
 from incus_actors.model.resources import Network
 from incus_actors.services import interfaces
+from incus_actors.services.project_guard import config_of
 from incus_actors.services.urls import url_of
 from incus_actors.state.queries import networks as queries
-from incus_actors.state.queries.networks import NetworkRow, NetworkUse
+from incus_actors.state.queries.networks import NetworkRow, NetworkState, NetworkUse
 from incus_actors.state.queries.projects import DEFAULT_PROJECT, ProjectRow, owner_of
 from incus_actors.state.queries.storage import member_names
 from incus_actors.state.reader import Reader
@@ -35,17 +37,19 @@ class NetworkService:
     def list(self, project: str | None) -> list[Network]:
         """Return the networks of a project, or of all (None): managed first. Raises NotFoundError."""
         owner = None if project is None else self.owner(project)
+        asking = {} if project is None else config_of(self._database, project)
         found = [self.shown(row) for row in queries.networks(self._database, owner.id if owner else None)]
         if owner is None or owner.name == DEFAULT_PROJECT:
             taken = {network.name for network in found}
             kinds = interfaces.kinds()
             found += [self._unmanaged(name, kinds[name]) for name in kinds if name not in taken and not _of_nic(name)]
-        return found
+        return [one for one in found if network_allowed(asking, one.name, managed=one.managed)]
 
     def get(self, project: str, name: str, target: str | None = None) -> Network:
         """Return one network, as the member `target` has it. Raises NotFoundError."""
         member_id = None if target is None else self.member_id(target)
         row = self._managed(self.owner(project), name)
+        self._check_allowed(project, name, managed=row is not None)
         if row is not None:
             return self.shown(row, member_id)
         kinds = interfaces.kinds()
@@ -59,7 +63,9 @@ class NetworkService:
 
     def row(self, project: str, name: str) -> NetworkRow:
         """Return a managed network. Raises NotFoundError "Failed loading network: …"."""
-        row = self._managed(self.owner(project), name)
+        owner = self.owner(project)
+        self._check_allowed(project, name, managed=True)
+        row = self._managed(owner, name)
         if row is None:
             raise NotFoundError(NOT_LOADED)
         return row
@@ -70,11 +76,17 @@ class NetworkService:
 
     def state(self, project: str, name: str) -> dict[str, Any]:
         """Return addresses and counters of the interface on this machine. Raises NotFoundError."""
-        self.owner(project)
+        managed = self._managed(self.owner(project), name) is not None
+        self._check_allowed(project, name, managed=managed)
         found = interfaces.state(name)
         if found is None:
             raise NotFoundError(f'Network interface "{name}" not found')
         return found
+
+    def _check_allowed(self, project: str, name: str, *, managed: bool) -> None:
+        """Raise NotFoundError for what a restricted project may not see."""
+        if not network_allowed(config_of(self._database, project), name, managed=managed):
+            raise NotFoundError(NOT_FOUND)
 
     def owner(self, project: str) -> ProjectRow:
         """Return the project whose networks `project` uses. Raises NotFoundError."""
@@ -97,9 +109,9 @@ class NetworkService:
         names = member_names(self._database)
         if member_id is None and not self._identity.clustered:
             member_id = self._identity.member_id
-            state = row.state
+            state: NetworkState | None = row.state
         else:
-            state = row.state if member_id is None else row.members.get(member_id, row.state)
+            state = row.state if member_id is None else row.members.get(member_id)
         return Network(
             config=row.config_on(-1 if member_id is None else member_id),
             description=row.description,
@@ -107,7 +119,7 @@ class NetworkService:
             type=row.type,
             used_by=used_by(self._database, row.name),
             managed=True,
-            status=state.label,
+            status="Unknown" if state is None else state.label,
             locations=[names[id_] for id_ in row.members if id_ in names],
             project=row.project,
         )

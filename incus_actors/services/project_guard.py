@@ -14,6 +14,7 @@ from incus_actors.domain.project_rules import Subject
 from incus_actors.errors import MemberError
 from incus_actors.model.transaction import Guard
 from incus_actors.state.queries import instances as queries
+from incus_actors.state.queries import profiles as profile_queries
 from incus_actors.state.queries import projects as project_queries
 from incus_actors.state.queries.instances import InstanceRecord
 from incus_actors.state.reader import Reader
@@ -131,8 +132,15 @@ def check_project(db: Reader, name: str, old: Config, new: Config) -> None:
     )
     if not keys:
         return
-    for subject in present:
+    for subject in [*present, *_profiles(db, name)]:
         try:
             rules.check_restrictions(name, new, subject)
         except MemberError as error:
             raise MemberError(f'Conflict detected when changing "{keys[0]}" in project "{name}": {error}') from None
+
+
+def _profiles(db: Reader, project: str) -> list[Subject]:
+    """Return the profiles of a project's own."""
+    row = project_queries.project(db, project)
+    found = [] if row is None else profile_queries.profiles(db, row.id)
+    return [Subject(profile.name, "profile", profile.config, profile.devices) for profile in found]

@@ -69,9 +69,10 @@ async def test_what_changes_is_changed_and_the_rest_stays(driver):
     index = link("br0")["ifindex"]
     with station("br0"):
         await driver.ensure(spec(bridge__mtu="1400", bridge__hwaddr="10:66:6A:00:00:01", ipv6__address="none"))
+        assert link("br0")["address"] == "10:66:6a:00:00:01"
         await driver.ensure(spec(bridge__mtu="1400", ipv4__address="10.99.2.1/24", ipv4__routes="10.98.0.0/24"))
         found = link("br0")
-        assert (found["ifindex"], found["mtu"], found["address"]) == (index, 1400, "10:66:6a:00:00:01")
+        assert (found["ifindex"], found["mtu"], found["address"]) == (index, 1400, HWADDR)
         assert addresses("br0") == {"10.99.2.1/24", "fd42:99::1/64"}
         assert "10.98.0.0/24" in ip("route", "show", "proto", "static")
         await driver.ensure(spec(ipv4__address="none", ipv4__nat="", ipv6__nat="", ipv6__firewall="false"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from service_kit import Seen, running_services
@@ -178,6 +179,7 @@ async def test_updates(kit):
     assert (get(kit).config["bridge.mtu"], get(kit).description) == ("1400", "d")
     for config, text in (
         ({"foo": "x"}, 'Invalid option for network "br0" option "foo"'),
+        ({"foo": ""}, 'Invalid option for network "br0" option "foo"'),
         ({"bridge.mtu": "x"}, 'Invalid value for network "br0" option "bridge.mtu": Invalid MTU "x"'),
         ({"volatile.actors.error": "x"}, 'Invalid option for network "br0" option "volatile.actors."'),
     ):
@@ -289,6 +291,9 @@ async def test_the_texts_of_the_first_phase(two):
         "Requested network type doesn't match type in existing database record"
     )
     assert (get(two).status, get(two).config, get(two).locations) == ("Pending", {}, ["node1"])
+    assert (get(two, target="node1").status, get(two, target="node2").status) == ("Pending", "Unknown")
+    wrong = create(two, "half", target="node1", config={"parent": "x1"})
+    assert await text_of(wrong, BadRequestError) == 'Invalid option for network "half" option "parent"'
     assert two.machine.there == {}
     await settled(lambda: two.machine.warm > 0)
 
@@ -416,6 +421,21 @@ async def test_changes_of_one_member(two):
     await changes.update("default", "br0", NetworkPut(config={**PLAIN, "ipv4.nat": "true"}))
     assert two.machine.there["br0"].config["ipv4.nat"] == "true"
     assert get(two, target="node2").config["bridge.external_interfaces"] == "x1"
+
+
+async def test_nothing_is_removed_while_the_links_of_a_member_are_away(two, monkeypatch):
+    await created(two)
+    shares = two.services.network_changes._shares
+    consensus = shares._consensus
+
+    def status():
+        return SimpleNamespace(member_id=consensus.status().member_id, peers=[SimpleNamespace(id=2, link=False)])
+
+    monkeypatch.setattr(shares, "_consensus", SimpleNamespace(status=status))  # the member was killed a moment ago
+    assert await text_of(two.services.network_changes.delete("default", "br0"), MemberError) == (
+        "peer node 10.0.0.2:8443 is down"
+    )
+    assert (get(two).status, get(two).locations) == ("Created", ["node1", "node2"])
 
 
 async def test_deletion_over_two_members(two):

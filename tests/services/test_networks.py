@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from service_kit import running_services
 
-from incus_actors.errors import NotFoundError
+from incus_actors.errors import ForbiddenError, MemberError, NotFoundError
+from incus_actors.model.resources import NetworksPost, ProfilePut, ProfilesPost, ProjectPut, ProjectsPost
 from incus_actors.services import interfaces
 
 
@@ -39,6 +40,44 @@ async def test_managed_networks_come_first(kit):
         ["none"],
     )
     assert first.config == {"ipv4.nat": "true"}
+
+
+async def test_a_restricted_project_sees_the_networks_that_it_names(kit):
+    networks, changes = kit.services.networks, kit.services.network_changes
+    for name, third in (("n1", "1"), ("n2", "2")):
+        config = {"ipv4.address": f"10.9.{third}.1/24", "ipv6.address": "none"}
+        await changes.create("default", NetworksPost(name=name, config=config))
+    restricted = {"restricted": "true", "features.networks": "false"}
+    await kit.services.projects.create(ProjectsPost(name="r1", config=restricted))
+    assert [one.name for one in networks.list("r1")] == ["n1", "n2"]  # nothing that is unmanaged
+    config = {**kit.services.projects.get("r1").config, "restricted.networks.access": "n1"}
+    await kit.services.projects.update("r1", ProjectPut(config=config))
+    assert [one.name for one in networks.list("r1")] == ["n1"]
+    assert networks.get("r1", "n1").name == "n1"
+    for name in ("n2", "lo"):
+        for work in (networks.get, networks.row, networks.state):
+            with pytest.raises(NotFoundError, match=r"^Network not found$"):
+                work("r1", name)
+    with pytest.raises(ForbiddenError, match=r"^Network not allowed in project$"):
+        await changes.create("r1", NetworksPost(name="n3"))
+    nic = {"type": "nic", "network": "n1"}
+    await kit.services.profiles.create("r1", ProfilesPost(name="p", devices={"eth0": nic}))
+    with pytest.raises(MemberError) as refused:
+        await kit.services.profiles.update("r1", "p", ProfilePut(devices={"eth0": {**nic, "network": "n2"}}))
+    assert str(refused.value) == (
+        'Failed checking if profile update allowed: Invalid device "eth0" on profile "p" of project "r1":'
+        " Network not allowed in project"
+    )
+    with pytest.raises(MemberError) as refused:
+        await kit.services.projects.update("r1", ProjectPut(config={**config, "restricted.networks.access": "n2"}))
+    assert str(refused.value) == (
+        'Conflict detected when changing "restricted.networks.access" in project "r1": Invalid device "eth0" on profile'
+        ' "p" of project "r1": Network not allowed in project'
+    )
+    await kit.services.projects.update(
+        "r1", ProjectPut(config={**config, "restricted.networks.access": "", "restricted.devices.nic": "allow"})
+    )
+    assert "lo" in [one.name for one in networks.list("r1")]
 
 
 async def test_state_of_an_interface(kit):

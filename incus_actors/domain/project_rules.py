@@ -45,17 +45,30 @@ _BLOCKED: Final = {
 _COUNTS: Final = {"limits.containers": "container", "limits.virtual-machines": "virtual-machine"}
 AGGREGATES: Final = ("limits.cpu", "limits.disk", "limits.memory", "limits.processes")
 NETWORK_NOT_ALLOWED: Final = "Network not allowed in project"
+POOL_LIMIT: Final = "limits.disk.pool."  #: before the name of a pool
+VOLUME: Final = "custom volume"
 USAGE = "Failed getting usage of project entities: "
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An instance as the rules see it: profiles applied, volatile keys included."""
+    """An instance as the rules see it: profiles applied, volatile keys included; or a custom volume (`volume_subject`)."""
 
     name: str
     type: str
     config: Config
     devices: Devices
+
+
+def volume_subject(name: str, pool: str, size: str) -> Subject:
+    """Return a custom volume, which counts as if it was a root disk of that size."""
+    return Subject(name, VOLUME, {}, {"root": {"type": "disk", "path": "/", "pool": pool, "size": size}})
+
+
+def disk_of(subject: Subject) -> tuple[str, str]:
+    """Return pool and configured size ("" without) of an instance's root disk, or of a volume."""
+    root = next((device for device in subject.devices.values() if is_root_disk(device)), {})
+    return root.get("pool", ""), root.get("size", "")
 
 
 def restricted(project: Config) -> bool:
@@ -81,10 +94,8 @@ def check_room(name: str, project: Config, present: Iterable[Subject], kind: str
 def check_aggregates(name: str, project: Config, subjects: Iterable[Subject]) -> None:
     """Raise MemberError if what these instances are given together is more than the project may have."""
     everyone = list(subjects)
-    for key in AGGREGATES:
-        limit = project.get(key)
-        if not limit:
-            continue
+    for key in _limited(project):
+        limit = project[key]
         try:
             total = _total(name, key, everyone)
         except MemberError as error:
@@ -96,7 +107,7 @@ def check_aggregates(name: str, project: Config, subjects: Iterable[Subject]) ->
 def check_new_limits(name: str, old: Config, new: Config, present: Iterable[Subject]) -> None:
     """Raise MemberError if a changed limit is below what the project has already."""
     everyone = list(present)
-    types = [subject.type for subject in everyone]
+    types = [subject.type for subject in everyone if subject.type != VOLUME]
     for key, kind in _COUNTS.items():
         limit = _changed(key, old, new)
         if limit and types.count(kind) > int(limit):
@@ -110,7 +121,7 @@ def check_new_limits(name: str, old: Config, new: Config, present: Iterable[Subj
             f'Can\'t change limits.instances in project "{name}": "limits.instances" is too low: there currently are'
             f' {len(types)} total instances in project "{name}"'
         )
-    for key in AGGREGATES:
+    for key in AGGREGATES:  # a pool's limit may be set below, and then only keeps more from coming
         limit = _changed(key, old, new)
         if not limit:
             continue
@@ -119,18 +130,36 @@ def check_new_limits(name: str, old: Config, new: Config, present: Iterable[Subj
             raise MemberError(f'"{key}" is too low: current total is "{_printed(key, total)}"')
 
 
+def _limited(project: Config) -> list[str]:
+    """Return the keys of what a project limits all together."""
+    return [
+        *filter(project.get, AGGREGATES),
+        *sorted(key for key in project if key.startswith(POOL_LIMIT) and project[key]),
+    ]
+
+
+def _is_size(key: str) -> bool:
+    return key in ("limits.memory", "limits.disk") or key.startswith(POOL_LIMIT)
+
+
 def _changed(key: str, old: Config, new: Config) -> str:
     return "" if old.get(key) == new.get(key) else new.get(key, "")
 
 
 def _total(project: str, key: str, subjects: Iterable[Subject]) -> int:
-    total = 0
+    total, of_disks = 0, key == "limits.disk" or key.startswith(POOL_LIMIT)
     for subject in subjects:
-        if key == "limits.disk":
-            root = next((device for device in subject.devices.values() if is_root_disk(device)), {})
-            value, missing = root.get("size"), '"size" config set on the root device'
+        if of_disks:
+            pool, size = disk_of(subject)
+            if key.startswith(POOL_LIMIT) and pool != key.removeprefix(POOL_LIMIT):
+                continue
+            value, missing = size or None, '"size" config set on the root device'
+        elif subject.type == VOLUME:
+            continue
         else:
             value, missing = subject.config.get(key), f'"{key}" config,'
+        if not value and subject.type == VOLUME:
+            raise MemberError(f'Custom volume "{subject.name}" in project "{project}" has no "size" config set')
         if not value:
             raise MemberError(
                 f'Instance "{subject.name}" in project "{project}" has no {missing} either directly or via a profile'
@@ -144,11 +173,11 @@ def _total(project: str, key: str, subjects: Iterable[Subject]) -> int:
 
 def _parsed(key: str, value: str) -> int:
     """Raises ValueError for what is no fixed number: a percentage of memory, a set of CPUs."""
-    return parse_size(value) if key in ("limits.memory", "limits.disk") else int(value)
+    return parse_size(value) if _is_size(key) else int(value)
 
 
 def _printed(key: str, total: int) -> str:
-    if key not in ("limits.memory", "limits.disk"):
+    if not _is_size(key):
         return str(total)
     size = float(total)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):

@@ -15,6 +15,7 @@ from incus_actors.rest.http import (
     created,
     etag_of,
     filter_objects,
+    project_of,
     read_json,
     recursion,
     sync,
@@ -53,7 +54,7 @@ def _lifecycle(request: web.Request, action: str, name: str) -> str:
 
 async def get_pools(request: web.Request) -> web.StreamResponse:
     """GET /1.0/storage-pools."""
-    found = filter_objects(gateway(request).services.storage.list(), request.query.get("filter"))
+    found = filter_objects(gateway(request).services.storage.list(project_of(request)), request.query.get("filter"))
     return sync(found if recursion(request) else [url_of("storage-pools", pool.name) for pool in found])
 
 

@@ -17,7 +17,7 @@ from incus_actors.model.volumes import BackupsPost
 from incus_actors.rest.context import caller
 from incus_actors.rest.http import RouteSpec, accepted, project_of, read_json, recursion, sync, url_of
 from incus_actors.rest.volume_requests import ONE, address, here, start, use_cases, volume_url
-from incus_actors.services.volumes import check_name
+from incus_actors.services.volume_rules import check_name
 
 if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operation

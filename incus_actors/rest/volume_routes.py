@@ -34,7 +34,8 @@ from incus_actors.rest.http import (
 from incus_actors.rest.volume_backup_routes import post_upload
 from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases, volume_url
 from incus_actors.services.urls import url_of
-from incus_actors.services.volumes import check_new_name, editable
+from incus_actors.services.volume_rules import check_new_name
+from incus_actors.services.volumes import editable
 
 if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operation

@@ -16,6 +16,7 @@ from incus_actors.model.transaction import Guard
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import profiles as profile_queries
 from incus_actors.state.queries import projects as project_queries
+from incus_actors.state.queries import volumes as volume_queries
 from incus_actors.state.queries.instances import InstanceRecord
 from incus_actors.state.reader import Reader
 
@@ -31,6 +32,60 @@ def config_of(db: Reader, project: str) -> Config:
 
 def _subject(record: InstanceRecord) -> Subject:
     return Subject(record.name, record.type, record.expanded_config, record.expanded_devices)
+
+
+def check_may(db: Reader, project: str, what: str) -> None:
+    """Raise ForbiddenError unless a project allows `what`: "backup" or "snapshot"."""
+    rules.check_may(project, config_of(db, project), what)
+
+
+def _volumes(db: Reader, project: str, *, without: int | None = None) -> list[Subject]:
+    """Return the custom volumes that belong to a project itself."""
+    row = project_queries.project(db, project)
+    if row is None:
+        return []
+    found = volume_queries.volumes(db, project_ids=[row.id], type_="custom")
+    return [rules.volume_subject(v.name, v.pool, v.config.get("size", "")) for v in found if v.id != without]
+
+
+def disk_sizes(db: Reader, project: str) -> list[tuple[str, str]]:
+    """Return pool and configured size of everything in a project that takes space."""
+    present = [_subject(record) for record in queries.all_of(db, projects=[project])]
+    return [rules.disk_of(subject) for subject in (*present, *_volumes(db, project))]
+
+
+def hidden_pools(db: Reader, project: str) -> frozenset[str]:
+    """Return the pools that a project may have nothing in, so that it isn't shown them."""
+    config = config_of(db, project)
+    return frozenset(
+        key.removeprefix(rules.POOL_LIMIT)
+        for key, value in config.items()
+        if key.startswith(rules.POOL_LIMIT) and value == "0"
+    )
+
+
+def check_volume(
+    db: Reader, project: str, new: Subject, *, changed: int | None = None, instead_of: int | None = None
+) -> None:
+    """Raise MemberError unless the project that owns volumes has room for a new one (`instead_of` another, by id), or for
+    what the volume `changed` becomes."""
+    config = config_of(db, project)
+    if not _matters(config):
+        return
+    present = [_subject(record) for record in queries.all_of(db, projects=[project])]
+    try:
+        rules.check_aggregates(project, config, [*present, *_volumes(db, project, without=changed or instead_of), new])
+    except MemberError as error:
+        what = "creation" if changed is None else "update"
+        raise MemberError(f"Failed checking if volume {what} allowed: {error}") from None
+
+
+def volume_guards(db: Reader, project: str, project_id: int) -> tuple[Guard, ...]:
+    """Return guards (label "changed") that hold while nobody else adds a volume to a project with limits."""
+    if not any(key.startswith("limits.disk") for key in config_of(db, project)):
+        return ()
+    sql = "SELECT COUNT(*) FROM storage_volumes WHERE project_id = ?"
+    return (Guard(sql, (project_id,), ((int(db.scalar(sql, (project_id,))),),), "changed"),)
 
 
 def _matters(config: Config) -> bool:
@@ -50,7 +105,7 @@ def check_creation(db: Reader, project: str, new: Subject, given: Config) -> Non
     rules.check_given(project, config, new, given)
     try:
         rules.check_restrictions(project, config, new)
-        rules.check_aggregates(project, config, [*present, new])
+        rules.check_aggregates(project, config, [*present, *_volumes(db, project), new])
     except MemberError as error:
         raise MemberError(f"Failed checking if instance creation allowed: {error}") from None
 
@@ -70,6 +125,7 @@ def check_update(db: Reader, record: InstanceRecord, config: Config, devices: De
         return
     changed = Subject(record.name, record.type, config, devices)
     others = [_subject(one) for one in queries.all_of(db, projects=[record.project]) if one.id != record.id]
+    others += _volumes(db, record.project)
     _check_changed("instance", record.project, project, [changed], others)
 
 
@@ -85,6 +141,7 @@ def check_profile(db: Reader, profile_id: int, layer: ProfileLayer) -> None:
         records = queries.all_of(db, projects=[project])
         changed = [_with_layer(db, record, profile_id, layer) for record in records if record.name in names]
         others = [_subject(record) for record in records if record.name not in names]
+        others += _volumes(db, project)
         _check_changed("profile", project, config, changed, others)
 
 
@@ -126,7 +183,7 @@ def check_project(db: Reader, name: str, old: Config, new: Config) -> None:
     if not _matters(new):
         return
     present = [_subject(record) for record in queries.all_of(db, projects=[name])]
-    rules.check_new_limits(name, old, new, present)
+    rules.check_new_limits(name, old, new, [*present, *_volumes(db, name)])
     keys = sorted(
         key for key in old.keys() | new.keys() if key.startswith("restricted") and old.get(key) != new.get(key)
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_projects as transactions
+from incus_actors.domain.project_rules import POOL_LIMIT
 from incus_actors.errors import BadRequestError, ForbiddenError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.config_values import is_true, parse_size
@@ -57,21 +58,28 @@ class ProjectService:
         records = instance_queries.all_of(self._database, projects=[name])
         kinds = [record.type for record in records]
         configs = [record.expanded_config for record in records]
+        disks = project_guard.disk_sizes(self._database, name)
         networks = sum(entity.kind == "network" for entity in queries.entities(self._database, name))
         usage = {
             "containers": kinds.count("container"),
             "cpu": sum(_cpus(config.get("limits.cpu", "")) for config in configs),
-            "disk": 0,
+            "disk": sum(_bytes(size) for _, size in disks),
             "instances": len(kinds),
             "memory": sum(_bytes(config.get("limits.memory", "")) for config in configs),
             "networks": networks,
             "processes": sum(_number(config.get("limits.processes", "")) for config in configs),
             "virtual-machines": kinds.count("virtual-machine"),
         }
+        keys = {kind: f"limits.{kind}" for kind in usage}
+        for key in row.config:
+            if key.startswith(POOL_LIMIT):
+                pool = key.removeprefix(POOL_LIMIT)
+                keys[f"disk.{pool}"] = key
+                usage[f"disk.{pool}"] = sum(_bytes(size) for other, size in disks if other == pool)
         return ProjectState(
             resources={
-                kind: ProjectUsage(limit=_limit(row.config.get(f"limits.{kind}", "")), usage=used)
-                for kind, used in usage.items()
+                kind: ProjectUsage(limit=_limit(row.config.get(keys[kind], "")), usage=used)
+                for kind, used in sorted(usage.items())
             }
         )
 
@@ -148,7 +156,7 @@ class ProjectService:
             raise BadRequestError("Projects without their own profiles cannot be restricted")
         for key, value in config.items():
             wrong = f'Invalid project configuration key "{key}"'
-            pool = key.removeprefix("limits.disk.pool.")
+            pool = key.removeprefix(POOL_LIMIT)
             if pool != key and not self._exists("storage_pools", pool):
                 raise BadRequestError(wrong)
             if key != "restricted.cluster.groups":

@@ -14,6 +14,7 @@ from incus_actors.errors import ApiError, BadRequestError, ConflictError, Member
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
 from incus_actors.model.resources import Amount, Pool, PoolPut, PoolResources, PoolsPost
+from incus_actors.services import project_guard
 from incus_actors.services.absence import peer_down
 from incus_actors.services.pool_keeper import PoolKeeper, visible
 from incus_actors.services.proposing import (
@@ -56,9 +57,10 @@ class StoragePoolService:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def list(self) -> list[Pool]:
-        """Return all pools; in a cluster without what is one member's own."""
-        return [self._shown(row, None) for row in queries.pools(self._database)]
+    def list(self, project: str = "default") -> list[Pool]:
+        """Return all pools that a project may see; in a cluster without what is one member's own."""
+        hidden = project_guard.hidden_pools(self._database, project)
+        return [self._shown(row, None) for row in queries.pools(self._database) if row.name not in hidden]
 
     def get(self, name: str, target: str | None = None) -> Pool:
         """Return one pool, as `target` has it. Raises NotFoundError."""

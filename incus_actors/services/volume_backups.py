@@ -24,11 +24,13 @@ from incus_actors.drivers.storage import BACKUP, RAW, TAR, backup_prefix
 from incus_actors.errors import ApiError, BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model import config_keys
 from incus_actors.model.volumes import Backup, BackupsPost, VolumesPost
+from incus_actors.services import project_guard
 from incus_actors.services.proposing import DuplicateError, TransactionConflictError, propose
 from incus_actors.services.volume_backup_index import BackupIndex, dump_index, load_index
+from incus_actors.services.volume_rules import check_name
 from incus_actors.services.volume_snapshots import ZERO_TIME, check_snapshot_name, normal_time
 from incus_actors.services.volume_tools import NOT_FOUND, VolumeAddress, VolumeTools
-from incus_actors.services.volumes import VolumeService, check_name
+from incus_actors.services.volumes import VolumeService
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.volumes import BackupRow, SnapshotRow, VolumeRow
 
@@ -99,6 +101,7 @@ class VolumeBackupService:
     def check_new(self, address: VolumeAddress, post: BackupsPost) -> None:
         """Fill in a name; raise what is wrong before the operation begins."""
         row = self._tools.find_here(address)
+        project_guard.check_may(self._tools.host.database(), address.project, "backup")
         taken = {backup.name for backup in self._rows(row)}
         if not post.name:
             number = 0

@@ -69,8 +69,17 @@ class VolumeCopyService:
 
     # --- copying --------------------------------------------------------------------------------------------
 
-    async def copy(self, pool: str, project: str, post: VolumesPost, report: Report, caller: Any = None) -> None:
-        """Make a copy on this member. Raises ConflictError, NotFoundError, MemberError, DriverError."""
+    async def copy(
+        self,
+        pool: str,
+        project: str,
+        post: VolumesPost,
+        report: Report,
+        caller: Any = None,
+        *,
+        instead_of: int | None = None,
+    ) -> None:
+        """Make a copy on this member, which takes the place of `instead_of` in what its project may have. Raises ConflictError, NotFoundError, MemberError, DriverError."""
         tools = self._tools
         copy = self._find(project, post.source)
         content = copy.source.content
@@ -84,7 +93,7 @@ class VolumeCopyService:
             description=post.description or copy.source.description,
         )
         try:
-            row = await self._volumes.new_row(pool, project, whole, content)
+            row = await self._volumes.new_row(pool, project, whole, content, instead_of=instead_of)
         except NotFoundError as error:
             raise MemberError(str(error)) from error
         try:
@@ -170,7 +179,7 @@ class VolumeCopyService:
             ),
         )
         pool, project = post.pool or address.pool, post.project or address.project
-        await self.copy(pool, project, target, report, caller)
+        await self.copy(pool, project, target, report, caller, instead_of=row.id)
         step = renaming(tools.host, row, post.name)
         await tools.propose(transactions.repoint(step, pool))
         with contextlib.suppress(NotFoundError):

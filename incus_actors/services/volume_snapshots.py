@@ -18,6 +18,7 @@ from incus_actors.domain.transactions_volumes import NewSnapshot
 from incus_actors.errors import BadRequestError, ConflictError, NotFoundError
 from incus_actors.model.config_values import parse_expiry_s
 from incus_actors.model.volumes import Snapshot, SnapshotPut, SnapshotsPost
+from incus_actors.services import project_guard
 from incus_actors.services.proposing import DuplicateError, TransactionConflictError, propose
 from incus_actors.services.volume_tools import NOT_FOUND, NOT_ON_MEMBER, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
@@ -74,6 +75,7 @@ class VolumeSnapshotService:
             self._tools.check_type(address.type)
             raise BadRequestError(f'Invalid storage volume type "{address.type}"')
         row = self._tools.find_here(address)
+        project_guard.check_may(self._tools.host.database(), address.project, "snapshot")
         if row.content == "iso":
             raise BadRequestError('Volume of content type "iso" does not support snapshots')
         taken = {found.name for found in self._rows(row)}

@@ -74,6 +74,11 @@ class VolumeTools:
             raise NotFoundError(f'Failed to load project "{project}": Project not found')
         return found
 
+    def project_name(self, project: str) -> str:
+        """Return the name of the project whose volumes `project` uses. Raises NotFoundError."""
+        own = instance_queries.project_id(self.host.database(), project)
+        return project if own == self.project_id(project) else "default"
+
     def check_type(self, type_: str) -> None:
         """Raise BadRequestError for a type that doesn't exist."""
         if type_ not in queries.TYPE_NUMBERS:

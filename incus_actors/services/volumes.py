@@ -6,7 +6,7 @@ the volume. Rows come first and carry a mark until the work is done, so that a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,21 +21,24 @@ from incus_actors.actors.storage_messages import (
 )
 from incus_actors.actors.volume_repair import mark, renaming
 from incus_actors.domain import transactions_volumes as transactions
+from incus_actors.domain.project_rules import volume_subject
 from incus_actors.domain.transactions_volumes import NewVolume
 from incus_actors.drivers.base import Usage
 from incus_actors.drivers.path_storage import wanted_size
-from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError, NotImplementedHereError
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
 from incus_actors.model import config_keys
+from incus_actors.model.transaction import Outcome
 from incus_actors.model.volumes import Volume, VolumePost, VolumePut, VolumesPost, VolumeState
 from incus_actors.model.volumes import VolumeUsage as ShownUsage
+from incus_actors.services import project_guard
 from incus_actors.services.proposing import Expect, until_unchanged
 from incus_actors.services.urls import url_of
+from incus_actors.services.volume_rules import check_combination, check_instance_volume, check_name, check_new_name
 from incus_actors.services.volume_tools import EXISTS, NOT_FOUND, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.storage import PoolState
 from incus_actors.state.queries.volumes import SnapshotRow, Uses, VolumeRow
 
-NAME_BYTES_MAX = 128
 IN_USE = "The storage volume is still in use"
 
 
@@ -149,16 +152,19 @@ class VolumeService:
             raise
         self._tools.lifecycle("storage-volume-created", row, caller)
 
-    async def new_row(self, pool: str, project: str, post: VolumesPost, content: str) -> VolumeRow:
-        """Write a volume of this member down, marked as being made. Raises ConflictError, MemberError, NotFoundError."""
+    async def new_row(
+        self, pool: str, project: str, post: VolumesPost, content: str, *, instead_of: int | None = None
+    ) -> VolumeRow:
+        """Write a volume of this member down, marked as being made; `instead_of`: it takes the place of that one.
+
+        Raises ConflictError, MemberError, NotFoundError.
+        """
         tools = self._tools
         pool_row = tools.pool(pool)
         tools.host.pool(pool)
         config = tools.new_config(pool_row, post.config or {}, content)
         tools.check_config(post.name, config, pool_row.driver, content)
-        mode = config.get("initial.mode", "0")
-        if not mode.isascii() or not mode.isdigit() or set(mode) & {"8", "9"}:
-            raise MemberError(f'strconv.ParseInt: parsing "{mode}": invalid syntax')
+        check_combination(config)
         new = NewVolume(
             name=post.name,
             pool_id=pool_row.id,
@@ -170,8 +176,16 @@ class VolumeService:
             created_at=tools.host.now(),
             config=config,
         )
-        phase = mark(tools.host, transactions.CREATING)
-        outcome = await tools.propose(transactions.create(new, phase=phase))
+        owner, counted = tools.project_name(project), volume_subject(post.name, pool, config.get("size", ""))
+
+        async def attempt() -> Outcome:
+            database = tools.host.database()
+            guards = project_guard.volume_guards(database, owner, new.project_id)
+            project_guard.check_volume(database, owner, counted, instead_of=instead_of)
+            transaction = transactions.create(new, phase=mark(tools.host, transactions.CREATING))
+            return await tools.propose(replace(transaction, guards=(*transaction.guards, *guards)))
+
+        outcome = await until_unchanged(attempt)
         row = queries.by_id(tools.host.database(), int(outcome.rows[0][0][0] or 0))
         if row is None:
             raise NotFoundError("Storage pool volume not found")
@@ -220,6 +234,9 @@ class VolumeService:
             tools.check_config(f"{row.project}_{row.name}", named, row.driver, row.content)
             if row.content == "iso" and config != dict(row.config):
                 raise MemberError("Custom ISO volume config cannot be changed")
+            check_combination(config)
+            counted = volume_subject(row.name, row.pool, config.get("size", ""))
+            project_guard.check_volume(tools.host.database(), row.project, counted, changed=row.id)
         else:
             check_instance_volume(row, {**config, **dict.fromkeys(unset, "")})
         old = tools.spec(row)
@@ -298,37 +315,6 @@ class VolumeService:
         await tools.ask(DeleteVolume(tools.spec(row)))
         await tools.propose(transactions.delete(row.id, tools.host.member_id()))
         tools.lifecycle("storage-volume-deleted", row, caller)
-
-
-def check_new_name(type_: str, post: VolumePost) -> None:
-    """Raise what is wrong with another name for a volume, whichever that is and wherever."""
-    if not post.name:
-        raise BadRequestError("No name provided")
-    if "/" in post.name:
-        raise BadRequestError("Storage volume names may not contain slashes")
-    if type_ != "custom":
-        raise BadRequestError(f'Renaming storage volumes of type "{type_}" is not allowed')
-    if post.migration:
-        raise NotImplementedHereError("Moving volumes to other servers is not supported yet")
-    check_name(post.name)
-
-
-def check_instance_volume(row: VolumeRow, config: Mapping[str, str]) -> None:
-    """Raise MemberError for keys that the volume of an instance or image can't be given: only what has no effect."""
-    for key in sorted(key for key in config if config[key] != row.config.get(key)):
-        if key == "size":
-            raise MemberError('Volume "size" property is not valid for volume type')
-        if not key.startswith(("user.", "snapshots.")):
-            raise MemberError(f'Invalid option for volume "{row.name}" option "{key}"')
-        VolumeTools.check_config(row.name, {key: config[key]}, row.driver, row.content)
-
-
-def check_name(name: str) -> None:
-    """Raise BadRequestError for a name that a volume can't have."""
-    if "/" in name:
-        raise BadRequestError("Storage volume names may not contain slashes")
-    if name in {".", ".."} or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
-        raise BadRequestError(f"Invalid storage volume name {name!r}")
 
 
 def editable(volume: Volume) -> object:

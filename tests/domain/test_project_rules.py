@@ -90,6 +90,27 @@ NO_CONFIG = 'Instance "c2" in project "p" has no "{}" config, either directly or
             rules.USAGE + 'Instance "c2" in project "p" has no "size" config set on the root device either directly or'
             " via a profile",
         ),
+        ("disk", "1GiB", [sized("c1", "100MiB"), rules.volume_subject("v", "def", "900MiB")], ""),
+        (
+            "disk",
+            "1GiB",
+            [sized("c1", "200MiB"), rules.volume_subject("v", "def", "900MiB")],
+            'Reached maximum aggregate value "1GiB" for "limits.disk" in project "p"',
+        ),
+        (
+            "disk",
+            "1GiB",
+            [rules.volume_subject("v", "def", "")],
+            rules.USAGE + 'Custom volume "v" in project "p" has no "size" config set',
+        ),
+        ("disk.pool.fast", "1GiB", [sized("c1", "2GiB"), rules.volume_subject("v", "fast", "900MiB")], ""),
+        (
+            "disk.pool.fast",
+            "1GiB",
+            [rules.volume_subject("v", "fast", "2GiB")],
+            'Reached maximum aggregate value "1GiB" for "limits.disk.pool.fast" in project "p"',
+        ),
+        ("memory", "1GiB", [rules.volume_subject("v", "def", "")], ""),
         (
             "disk",
             "1GiB",
@@ -145,6 +166,15 @@ def test_a_limit_below_what_is_there(key, limit, text):
         rules.check_new_limits("p", {}, {f"limits.{key}": limit}, present)
     rules.check_new_limits("p", {f"limits.{key}": limit}, {f"limits.{key}": limit}, present)  # it was so before
     return None
+
+
+def test_volumes_are_no_instances():
+    present = [one(), rules.volume_subject("v", "def", "")]
+    rules.check_new_limits("p", {}, {"limits.instances": "1"}, present)
+    assert [rules.disk_of(subject) for subject in present] == [("def", ""), ("def", "")]
+    with pytest.raises(MemberError, match=r'^Custom volume "v" in project "p" has no "size" config set$'):
+        rules.check_new_limits("p", {}, {"limits.disk": "1GiB"}, present[1:])
+    rules.check_new_limits("p", {}, {"limits.disk.pool.def": "0"}, [sized("c1", "1GiB")])
 
 
 WHERE = 'on container "c1" of project "p"'

@@ -89,3 +89,28 @@ async def test_limits_of_one_project_are_nothing_to_another(kit):
     results = await asyncio.gather(change(kit, limits__cpu="1"), return_exceptions=True)
     assert isinstance(results[0], ApiError)
     assert 'has no "limits.cpu" config' in str(results[0])
+
+
+async def test_a_pool_that_a_project_may_not_use_is_not_listed(kit):
+    await kit.sql(
+        "INSERT INTO projects_config (project_id, key, value) SELECT id, 'limits.disk.pool.local', '0'"
+        " FROM projects WHERE name = 'p' ORDER BY id"
+    )
+    assert [pool.name for pool in kit.services.storage.list("p")] == []
+    assert [pool.name for pool in kit.services.storage.list("default")] == ["local"]
+
+
+async def test_the_state_of_a_project_counts_configured_sizes(kit):
+    await kit.services.profiles.update(
+        "p", "default", ProfilePut(config={}, devices={"root": {**ROOT["root"], "size": "10MiB"}})
+    )
+    await kit.sql(
+        "INSERT INTO projects_config (project_id, key, value) SELECT id, 'limits.disk.pool.local', '1GiB'"
+        " FROM projects WHERE name = 'p' ORDER BY id",
+        "INSERT INTO storage_volumes (id, storage_pool_id, node_id, project_id, type, name, description, content_type,"
+        " creation_date) SELECT 5, 9, 1, id, 2, 'v', '', 0, '2026-01-01T00:00:00Z' FROM projects WHERE name = 'p' ORDER BY id",
+        "INSERT INTO storage_volumes_config (storage_volume_id, key, value) VALUES (5, 'size', '20MiB')",
+    )
+    resources = kit.services.projects.state("p").resources
+    assert (resources["disk"].limit, resources["disk"].usage) == (-1, 30 << 20)
+    assert (resources["disk.local"].limit, resources["disk.local"].usage) == (1 << 30, 30 << 20)

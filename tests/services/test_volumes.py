@@ -16,13 +16,15 @@ from incus_actors.errors import (
     ApiError,
     BadRequestError,
     ConflictError,
+    ForbiddenError,
     MemberError,
     NotFoundError,
     PreconditionFailedError,
 )
-from incus_actors.model.volumes import SnapshotsPost, VolumePost, VolumePut, VolumesPost
+from incus_actors.model.volumes import BackupsPost, SnapshotsPost, VolumePost, VolumePut, VolumesPost
+from incus_actors.services.volume_rules import check_new_name
 from incus_actors.services.volume_tools import VolumeAddress
-from incus_actors.services.volumes import check_new_name, editable
+from incus_actors.services.volumes import editable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="volumes belong to root")
 
@@ -187,6 +189,62 @@ async def test_only_keys_that_exist_are_unset(machine):
         await machine.volumes.life.update(at("v1"), VolumePut(config={"user.a": "b", "nokey": ""}))
     await machine.volumes.life.update(at("v1"), VolumePut(config={"user.a": "", "size": ""}), patch=True)
     assert machine.volumes.life.get(at("v1")).config == {}
+
+
+async def in_project(machine, **config: str) -> None:
+    given = {key.replace("__", "."): value for key, value in config.items()}
+    await machine.execute("INSERT INTO projects (id, name, description) VALUES (9, 'p', '')")
+    for key, value in {"features.storage.volumes": "true", **given}.items():
+        await machine.execute("INSERT INTO projects_config (project_id, key, value) VALUES (9, ?, ?)", key, value)
+
+
+async def test_a_project_limits_its_volumes(machine):
+    await in_project(machine, limits__disk="50MiB")
+    life = machine.volumes.life
+
+    async def create(name: str, **config: str) -> str:
+        try:
+            await life.create("local", "p", VolumesPost(name=name, config=config))
+        except MemberError as error:
+            return str(error)
+        return ""
+
+    full = 'Reached maximum aggregate value "50MiB" for "limits.disk" in project "p"'
+    assert await create("a") == (
+        "Failed checking if volume creation allowed: Failed getting usage of project entities: "
+        'Custom volume "a" in project "p" has no "size" config set'
+    )
+    assert sorted(await asyncio.gather(*(create(f"v{number}", size="20MiB") for number in range(4)))) == [
+        "",
+        "",
+        *([f"Failed checking if volume creation allowed: {full}"] * 2),
+    ]
+    assert [volume.config["size"] for volume in life.all_of("local", "p")] == ["20MiB", "20MiB"]
+    made = VolumeAddress("local", "p", "custom", life.all_of("local", "p")[0].name)
+    await life.update(made, VolumePut(config={"size": "30MiB"}))
+    with pytest.raises(MemberError) as refused:
+        await life.update(made, VolumePut(config={"size": "31MiB"}))
+    assert str(refused.value) == f"Failed checking if volume update allowed: {full}"
+    await make(machine)  # that of another project
+
+
+async def test_a_restricted_project_has_neither_snapshots_nor_backups(machine):
+    await in_project(machine, restricted="true")
+    await machine.volumes.life.create("local", "p", VolumesPost(name="v1"))
+    address = VolumeAddress("local", "p", "custom", "v1")
+    with pytest.raises(ForbiddenError, match=r'^Project "p" doesn\'t allow for snapshot creation$'):
+        machine.volumes.snapshots.check_new(address, SnapshotsPost(name="s"))
+    with pytest.raises(ForbiddenError, match=r'^Project "p" doesn\'t allow for backup creation$'):
+        machine.volumes.backups.check_new(address, BackupsPost(name="b"))
+
+
+async def test_a_volume_is_shifted_or_not_mapped_at_all(machine):
+    text = r"^security.unmapped and security.shifted are mutually exclusive$"
+    with pytest.raises(MemberError, match=text):
+        await make(machine, security_unmapped="true", security_shifted="true")
+    await make(machine, security_unmapped="true")
+    with pytest.raises(MemberError, match=text):
+        await machine.volumes.life.update(at("v1"), VolumePut(config={"security.shifted": "true"}), patch=True)
 
 
 async def test_an_iso_image_has_no_snapshots(machine):

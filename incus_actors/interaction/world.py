@@ -102,9 +102,19 @@ class World:
                 self.start(spec.id, aged=True)
 
     def _must_be_possible(self) -> None:
-        """What somebody has applied, a majority of voters has on disk, or no core can make good what the script did."""
+        """What somebody has applied, a majority of voters has on disk; and who wrote an entry was elected in its term.
+        No core can make good what such a script has done to it."""
         (voters,) = self.genesis.voter_sets()
         for member, machine in self.machines.items():
+            term = machine.last_term
+            elected = {voter for voter in voters if self.machines[voter].durable.hard.term >= term}
+            if not has_majority((voters,), elected):
+                raise StepFailedError(
+                    f"this beginning is impossible: member {member} has an entry of term {term}, so a majority of the "
+                    f"voters has been in that term (term={term})",
+                    expected=f"a majority of {show_value(voters)}",
+                    found=show_value(elected),
+                )
             index, chain = machine.state.index, machine.state.chain
             have = {voter for voter in voters if self.machines[voter].has(index, chain)}
             if index and not has_majority((voters,), have):

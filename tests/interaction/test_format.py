@@ -138,6 +138,7 @@ def test_a_wrong_script_names_the_line(text: str, line: int, part: str) -> None:
         ("members 3\nelect 1\nlimits pending_reads=3", 3, "come before"),
         ("settle", 1, "there are no members yet"),
         ("member 1 log=1,1 applied=2\nmember 2\nmember 3\nsettle", 4, "a majority of 1,2,3\n  found:    1"),
+        ("member 1 log=1,3\nmember 2\nmember 3\nsettle", 4, "been in that term (term=3)"),
         ("members 2\ncrash all\nexpect all term=0", 3, "no member runs"),
         ("members 2\ncrash all\nrun 20 until all term=0", 3, "not within 20 ms"),
         ("members 3\nelect 1\nexpect sent PreVote", 3, "messages sent since line 2"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROUNDS_IN_FLIGHT = 2
 BATCHES_IN_FLIGHT = 4
+ASKED_AT_MOST = 8  #: times that an answer to an earlier question is waited for
 INFINITE = 1 << 62
 
 
@@ -104,10 +105,13 @@ class ReadRounds:
 
 @dataclass(slots=True)
 class Batch:
-    """Local readers that share one request to the leader."""
+    """Local readers that share one request to the leader. It is asked again, under a new number, when no answer comes;
+    an answer to any of them will do: all of them were asked after the readers had come. (If only the last one counted,
+    a way that takes longer than our patience would answer no reader at all.)"""
 
     readers: list[int]
-    asked_ms: int
+    asked_ms: int = 0
+    request_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -137,26 +141,43 @@ class ReadQueue:
 
     def ask(self) -> None:
         """Ask the leader for all that wait, with a number never used before."""
+        if not self.waiting or len(self._batches()) >= BATCHES_IN_FLIGHT or not self._can_ask():
+            return
+        batch, self.waiting = Batch(self.waiting), []
+        self._send(batch)
+
+    def _can_ask(self) -> bool:
         node = self.node
-        if not self.waiting or len(self.asked) >= BATCHES_IN_FLIGHT:
-            return
-        leadership = node.leadership
-        if node.leader == NOBODY or (node.role is RaftRole.LEADER and leadership is None):
-            return
+        return node.leader != NOBODY and (node.role is not RaftRole.LEADER or node.leadership is not None)
+
+    def _batches(self) -> list[Batch]:
+        """Return every batch that has been asked, once, the oldest first."""
+        return list({batch.request_ids[0]: batch for batch in self.asked.values()}.values())
+
+    def _send(self, batch: Batch) -> None:
+        node = self.node
         self.next_id += 1
-        self.asked[self.next_id] = Batch(self.waiting, node.now)
-        self.waiting = []
+        self.asked[self.next_id] = batch
+        batch.asked_ms = node.now
+        batch.request_ids.append(self.next_id)
+        if len(batch.request_ids) > ASKED_AT_MOST:
+            del self.asked[batch.request_ids.pop(0)]
         node.wake_at(node.now + 2 * node.timing.heartbeat_ms)
-        if leadership is not None:
-            leadership.rounds.add(node.id, self.next_id)
+        if node.leadership is not None:
+            node.leadership.rounds.add(node.id, self.next_id)
         else:
             node.send(node.leader, ReadIndex(self.next_id))
 
+    def _close(self, batch: Batch) -> None:
+        for request_id in batch.request_ids:
+            del self.asked[request_id]
+
     def answered(self, request_id: int, index: Index, *, ok: bool) -> None:
         """The leader has answered a batch."""
-        batch = self.asked.pop(request_id, None)
+        batch = self.asked.get(request_id)
         if batch is None:
             return
+        self._close(batch)
         if ok:
             self.ready.append((index, batch.readers))
             self.applied()
@@ -182,7 +203,7 @@ class ReadQueue:
 
     def leader_changed(self) -> None:
         """Whoever has no index yet asks again; indexes that we have stay valid."""
-        for batch in self.asked.values():
+        for batch in self._batches():
             self.waiting.extend(batch.readers)
         self.asked.clear()
         self.ask()
@@ -200,18 +221,24 @@ class ReadQueue:
             self._forget_late()
         patience = 2 * self.node.timing.heartbeat_ms
         if self.node.role is not RaftRole.LEADER:
-            for request_id, batch in list(self.asked.items()):
+            for batch in self._batches():
                 if batch.asked_ms + patience <= now:
-                    del self.asked[request_id]
-                    self.waiting.extend(batch.readers)
+                    self._ask_again(batch)
         self.ask()
         self.node.wake_at(min(self.deadlines.values(), default=NEVER))
         if self.asked or self.waiting:
             self.node.wake_at(now + self.node.timing.heartbeat_ms)
 
+    def _ask_again(self, batch: Batch) -> None:
+        if batch.readers and self._can_ask():
+            self._send(batch)
+        else:
+            self._close(batch)
+            self.waiting.extend(batch.readers)
+
     def _forget_late(self) -> None:
         alive = self.deadlines
         self.waiting = [reader for reader in self.waiting if reader in alive]
-        for batch in self.asked.values():
+        for batch in self._batches():
             batch.readers = [reader for reader in batch.readers if reader in alive]
         self.ready = [(index, [r for r in readers if r in alive]) for index, readers in self.ready]

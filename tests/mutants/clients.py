@@ -34,6 +34,13 @@ CLIENTS = (
         ("reads.ReadQueue.applied", "if index > applied:", "if False:"),
     ),
     mutant(
+        "only_the_last_question_counts",
+        "a fresh reader's script",
+        "a read is answered only when the way there and back is shorter than the reader's patience",
+        "read_on_a_long_way",
+        ("reads.ReadQueue._ask_again", "if batch.readers and self._can_ask():", "if False:"),
+    ),
+    mutant(
         "read_never_asked_again",
         "P-LIVE",
         "a reader whose question was lost waits for its deadline",

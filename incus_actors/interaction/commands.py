@@ -7,7 +7,6 @@ says.
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -43,17 +42,17 @@ def _define(world: World, spec: MemberSpec) -> None:
     world.specs[spec.id] = spec
 
 
-@command("members COUNT [ID=voter|standby|spare …]")
+@command("members COUNT [IDS=voter|standby|spare …]")
 def _members(words: Words) -> Action:
     count = words.number("the number of members", least=1)
     if count > MOST_MEMBERS:
         raise words.error(f"at most {MOST_MEMBERS} members")
     roles: dict[MemberId, Role] = {}
     for word in words.words:
-        member, _, role = word.partition("=")
-        if role not in ROLES or not re.fullmatch("[0-9]{1,3}", member) or not 1 <= int(member) <= count:
-            raise words.error(f"expected ID=voter|standby|spare with an id of 1 to {count}, not {word!r}")
-        roles[int(member)] = ROLES[role]
+        ids, _, role = word.partition("=")
+        if role not in ROLES or not ids or max(words.as_ids(ids)) > count:
+            raise words.error(f"expected IDS=voter|standby|spare with an id of 1 to {count}, not {word!r}")
+        roles.update(dict.fromkeys(words.as_ids(ids), ROLES[role]))
     words.words.clear()
 
     def act(world: World) -> None:
@@ -63,9 +62,10 @@ def _members(words: Words) -> Action:
     return act
 
 
-@command("member ID [voter|standby|spare] [term=N] [vote=ID] [log=TERM[:TEXT],…] [applied=N] [snapshot=N] [down] …")
+@command("member IDS [voter|standby|spare] [term=N] [vote=ID] [log=TERM[:TEXT],…] [applied=N] [snapshot=N] [down] …")
 def _member(words: Words) -> Action:
-    spec = MemberSpec(words.member())
+    ids = words.as_ids(words.take("the member"))
+    spec = MemberSpec(ids[0])
     for flag in [word for word in words.words if "=" not in word]:
         words.words.remove(flag)
         if flag in ROLES:
@@ -81,7 +81,12 @@ def _member(words: Words) -> Action:
     if spec.applied > len(spec.log) or spec.snapshot > spec.applied:
         raise words.error("needs snapshot <= applied <= the length of the log")
     spec.address, spec.domain = given.get("address", ""), given.get("domain", "default")
-    return lambda world: _define(world, replace(spec, log=list(spec.log)))
+
+    def act(world: World) -> None:
+        for member in ids:
+            _define(world, replace(spec, id=member, log=list(spec.log)))
+
+    return act
 
 
 def _log(words: Words, text: str) -> list[tuple[int, str]]:

@@ -105,6 +105,8 @@ class World:
         """What somebody has applied, a majority of voters has on disk; and who wrote an entry was elected in its term.
         No core can make good what such a script has done to it."""
         (voters,) = self.genesis.voter_sets()
+        if not voters:
+            raise StepFailedError("this beginning is impossible: nobody is a voter")
         for member, machine in self.machines.items():
             term = machine.last_term
             elected = {voter for voter in voters if self.machines[voter].durable.hard.term >= term}

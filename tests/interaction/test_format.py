@@ -87,9 +87,11 @@ def test_every_message_is_documented(kind: str) -> None:
         ("members 3\npropose 1 a kind=config2", 2, "kind must be one of"),
         ("members 3\nlink sideways 1", 2, "up, down"),
         ('members 3\nexpect 1 "role=leader', 2, "cannot read the line"),
-        ("members 3 extra words", 1, "expected ID="),
+        ("members 3 extra words", 1, "expected IDS="),
         ("settle 3", 1, "unexpected '3'"),
-        ("members 3 ²=standby", 1, "id of 1 to 3"),
+        ("members 3 ²=standby", 1, "expected members"),
+        ("members 3 2-4=standby", 1, "id of 1 to 3"),
+        ("members 3 =standby", 1, "id of 1 to 3"),
         ("members 3\ntick 3-1", 2, "expected members"),
         ("members 3\nrun 999999999s", 2, "at most 3600s"),
         ("members 3\ntick 1 999999999", 2, "at most 3600s"),
@@ -138,6 +140,7 @@ def test_a_wrong_script_names_the_line(text: str, line: int, part: str) -> None:
         ("members 3\nelect 1\nlimits pending_reads=3", 3, "come before"),
         ("settle", 1, "there are no members yet"),
         ("member 1 log=1,1 applied=2\nmember 2\nmember 3\nsettle", 4, "a majority of 1,2,3\n  found:    1"),
+        ("members 2 1-2=spare\nsettle", 2, "nobody is a voter"),
         ("member 1 log=1,3\nmember 2\nmember 3\nsettle", 4, "been in that term (term=3)"),
         ("members 2\ncrash all\nexpect all term=0", 3, "no member runs"),
         ("members 2\ncrash all\nrun 20 until all term=0", 3, "not within 20 ms"),
@@ -186,6 +189,11 @@ def test_a_failure_shows_the_last_messages_and_the_members() -> None:
 def test_what_can_be_said_in_several_ways(line: str) -> None:
     text = "members 3\nelect 1\npropose 1 a\nrun 50\n" + line
     assert run(text).passed, report(text)
+
+
+def test_members_of_the_beginning_can_be_described_together() -> None:
+    text = "members 9 4,5=standby 6-9=spare\nmember 1-3 term=2 log=1,2 applied=1\nelect 1\nexpect 1 "
+    assert run(text + "voters=1-3 standbys=4,5 spares=6-9 log=1,2,3").passed, report(text + "log=1,2,3")
 
 
 def test_a_list_contains_items_and_not_parts_of_them() -> None:

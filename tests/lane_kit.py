@@ -13,8 +13,9 @@ from zmq.utils import z85
 from incus_actors.consensus import messages as m
 from incus_actors.consensus.types import Member
 from incus_actors.transport.address import PeerAddress, format_address, parse_address
-from incus_actors.transport.control_lane import ControlLane
+from incus_actors.transport.control_lane import CONTROL_OPTIONS, ControlLane
 from incus_actors.transport.keys import CurveKeys, generate_curve_keys
+from incus_actors.transport.options import LaneOptions
 
 HOST = "127.0.0.1"
 DEADLINE_S = 20.0
@@ -54,10 +55,16 @@ class Ear:
 class Peer:
     """A member with a control lane."""
 
-    def __init__(self, member_id: int, keys: CurveKeys | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        member_id: int,
+        keys: CurveKeys | None = None,
+        port: int = 0,
+        options: LaneOptions = CONTROL_OPTIONS,
+    ) -> None:
         self.id = member_id
         self.keys = keys or generate_curve_keys()
-        self.lane = ControlLane(self.keys, HOST, port)
+        self.lane = ControlLane(self.keys, HOST, port, options=options)
         self.ear = Ear()
 
     def member(self) -> Member:
@@ -114,7 +121,7 @@ class Stranger:
 CHILD = """
 import asyncio, sys
 from incus_actors.consensus.types import Member
-from incus_actors.transport.control_lane import ControlLane
+from incus_actors.transport.control_lane import CONTROL_OPTIONS, ControlLane
 from incus_actors.transport.keys import CurveKeys
 
 class Echo:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 KIND_ACTOR = 2
 HANDED_OVER_MAX = 64  #: Raft messages on their way from the consensus thread; more are dropped (Raft repairs that)
 
-BULK_OPTIONS = LaneOptions("bulk", BULK_MAX)
+BULK_OPTIONS = LaneOptions("bulk", BULK_MAX, silent_ms=20_000)
 
 _REASONS = {"": "", "down": "remote_down", "full": "remote_full", "too_large": "too_large"}
 

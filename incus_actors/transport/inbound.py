@@ -22,7 +22,7 @@ from incus_actors.transport.tally import Tally
 from incus_actors.transport.zap import Allowlist
 
 WIRE_VERSION = 1
-KIND_LINK = 0  #: "my connection to you stands"; the first frame on each
+KIND_LINK = 0  #: "my connection to you stands"; the first frame on each, and said again all the time
 LINK_FRAME = bytes((WIRE_VERSION, KIND_LINK))
 HEADER_BYTES = 2
 
@@ -31,6 +31,7 @@ HEADER_BYTES = 2
 class _Connection:
     member: int = 0
     peer_name: object = None  #: remote address, to be sure that the descriptor is still this connection
+    silent: int = 0  #: how many looks in a row nothing had come
 
 
 class Inbound:
@@ -56,6 +57,7 @@ class Inbound:
         self._on_up = on_up
         self._on_down = on_down
         self._connections: dict[int, _Connection] = {}
+        self._heard: set[int] = set()  #: members, since the last look
         self._endpoint = ""
         self._kept: list[str] = []  #: endpoints of before, while others may still dial them
         socket = self._socket = context.socket(zmq.ROUTER)
@@ -159,6 +161,14 @@ class Inbound:
             if connection.member == member and _shut(fd, connection):
                 self._tally.add("cut_off")
 
+    def break_silent(self, looks: int) -> None:
+        """Break the connections that have brought nothing for so many calls of this. What waits is to be read before."""
+        for fd, connection in self._connections.items():
+            connection.silent = 0 if connection.member in self._heard else connection.silent + 1
+            if connection.silent >= looks and connection.member and _shut(fd, connection):
+                self._tally.note("silent", f"the connection of member {connection.member} is up and brings nothing")
+        self._heard.clear()
+
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _read(self) -> bool:
@@ -188,6 +198,7 @@ class Inbound:
 
     def _accept(self, member: int, frame: zmq.Frame) -> None:
         data = frame.bytes
+        self._heard.add(member)
         if len(data) > self._options.max_bytes + HEADER_BYTES:
             self._tally.note("oversized", f"{len(data)} bytes from member {member}")
         elif len(data) < HEADER_BYTES:

@@ -65,6 +65,7 @@ class Mesh:
         self._pumps: PumpSet | None = None
         self._zap: ZapHandler | None = None
         self._inbound: Inbound | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     def start(self, host: str | None, port: int) -> int:
         """Bind on the running loop (host None: listen nowhere yet); returns the port. Raises OSError if it is taken."""
@@ -84,6 +85,7 @@ class Mesh:
             on_up=self._inbound_up,
             on_down=self._inbound_down,
         )
+        self._look_later()
         if host is not None:
             self.rebind(host, port)
         peers, self._peers = self._peers, {}
@@ -208,6 +210,21 @@ class Mesh:
         """Return the peers that refused our key when we last dialled them."""
         return frozenset(member for member, dialer in self._dialers.items() if dialer.refused)
 
+    # -- signs of life ---------------------------------------------------------------------------------------------
+
+    def _look_later(self) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(self._options.sign_ms / 1000, self._look)
+
+    def _look(self) -> None:
+        """Say on every connection that it stands, and break those that bring nothing. Counted in looks, not in seconds:
+        after a stall of ours what the others said meanwhile waits to be read."""
+        for dialer in self._dialers.values():
+            dialer.send(LINK_FRAME)
+        self.drain()
+        if self._inbound is not None:
+            self._inbound.break_silent(-(-self._options.silent_ms // self._options.sign_ms))
+            self._look_later()
+
     # -- frames ----------------------------------------------------------------------------------------------------
 
     def send(self, member: int, kind: int, data: bytes) -> str:
@@ -227,6 +244,8 @@ class Mesh:
 
     async def close(self) -> None:
         """Release every socket without lingering; nothing is reported any more."""
+        if self._next_look is not None:
+            self._next_look.cancel()
         for link in self._links.values():
             link.close()
         for dialer in self._dialers.values():

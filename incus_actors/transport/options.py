@@ -12,7 +12,14 @@ import zmq
 
 @dataclass(frozen=True, slots=True)
 class LaneOptions:
-    """`max_bytes` is the largest message that is accepted; libzmq cuts a connection that announces twice that."""
+    """`max_bytes` is the largest message that is accepted; libzmq cuts a connection that announces twice that.
+
+    `sign_ms`, `silent_ms`: how often a side that sends gives a sign of life, and how long the other one waits for any whole
+    message before it breaks the connection. The length of a message is not encrypted: one altered byte of it, and the
+    connection, up as ever, swallows megabytes of messages as the rest of one. Long enough for the largest message over a
+    slow link. Not by ZMTP's own heartbeats: with these libzmq 4.3 aborts the process when a connection breaks whose
+    queue is full (zeromq/libzmq#3937, #4364).
+    """
 
     name: str
     max_bytes: int
@@ -20,6 +27,8 @@ class LaneOptions:
     reconnect_ms: int = 20
     reconnect_max_ms: int = 500
     handshake_ms: int = 500
+    sign_ms: int = 1000
+    silent_ms: int = 5000
     connect_ms: int = 500  #: without it a dial into a partition sits out the kernel's SYN back-off, minutes long
     unacknowledged_ms: int = 1500  #: TCP_USER_TIMEOUT: a silent peer with data in flight is given up
     keepalive_s: int = 5  #: idle time after which the kernel asks whether the other host still knows the connection

@@ -32,6 +32,12 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
+def is_recent(stamp_s: float, seconds: float) -> bool:
+    """Whether the wall time `stamp_s` (since 1970) was less than so many seconds ago. One from the future was not: the
+    clock has been set back since, perhaps by years, and nobody should wait for it."""
+    return 0 <= time.time() - stamp_s < seconds
+
+
 class ManualClock:
     """A clock that stands still until a test moves it."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from incus_actors.clock import is_recent
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.log_files import (
     AmnesiaError,
@@ -138,7 +138,7 @@ def rewrite_if_suspect(directory: Path) -> bool:
     marker, done = directory / fmt.SUSPECT_NAME, directory / REWRITTEN_NAME
     if not marker.exists():
         return False
-    if done.exists() and time.time() - done.stat().st_mtime < STAY_DOWN_S:
+    if done.exists() and is_recent(done.stat().st_mtime, STAY_DOWN_S):
         raise LogDamagedError(
             f"The disk of {directory} failed twice within ten minutes ({marker.read_text().strip()}). "
             f"Check the disk; remove {done} to try again now"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from incus_actors.clock import is_recent
 from incus_actors.consensus import bootstrap
 from incus_actors.consensus import log_format as fmt
 from incus_actors.consensus.configuration import decode_configuration
@@ -161,7 +162,7 @@ async def rejoin(
 
 
 def _not_again_and_again(directory: Path) -> None:
-    recent = [path for path in _damaged(directory) if time.time() - _stamp_s(path) < STAY_DOWN_S]
+    recent = [path for path in _damaged(directory) if is_recent(_stamp_s(path), STAY_DOWN_S)]
     if len(recent) >= KEPT:
         raise RejoinError(
             f"This server lost its database {len(recent)} times within {STAY_DOWN_S / 60:.0f} minutes. Check its "

@@ -203,3 +203,12 @@ async def test_ballast_is_laid_where_there_is_room(directory: Path, monkeypatch:
     monkeypatch.setattr(opening, "BALLAST_NEEDS_KIB", 0)
     opening.lay_ballast(directory)
     assert ballast.stat().st_size == opening.BALLAST_BYTES
+
+
+def test_a_failure_from_the_future_is_none_of_the_last_ten_minutes(directory: Path) -> None:
+    """The clock was set back since, by years if its battery is empty: to wait for that time would be to stay down."""
+    (directory / fmt.SUSPECT_NAME).write_text("fsync failed\n")
+    (directory / opening.REWRITTEN_NAME).touch()
+    tomorrow = time.time() + 86_400
+    os.utime(directory / opening.REWRITTEN_NAME, (tomorrow, tomorrow))
+    assert opening.rewrite_if_suspect(directory)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from incus_actors.lab import debris
+from incus_actors.lab import clock_daemon, debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.disks import FreezableDisk, SmallDisk, can_loop
 from incus_actors.lab.nemesis import Fault, Stage
-from incus_actors.lab.processes import LabMember
+from incus_actors.lab.processes import CLOCK_DAEMON, LabMember
 from incus_actors.lab.registers import Operation, RegisterClient, Registers
 from incus_actors.lab.schedule import NEED_LOOP, choose
 from incus_actors.lab.writers import Attempt, LostWrite, Writer, lost_writes
@@ -61,6 +61,10 @@ def run_chaos(
     assert lab.network is not None
     assert lab.directory is not None
     disks = _disks(lab.members)
+    for member in lab.members:
+        member.command = CLOCK_DAEMON
+        member.environment = {clock_daemon.VARIABLE: str(clock_daemon.offset_file(member.directory))}
+        clock_daemon.set_offset(clock_daemon.offset_file(member.directory), 0)
     try:
         for disk in disks.values():
             disk.mount()

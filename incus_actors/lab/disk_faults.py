@@ -46,7 +46,7 @@ def mended(stage: Stage, member: LabMember) -> None:
 
 
 class ForgetWrites:
-    """A disk that lied: the end of a killed member's log is gone, or all of its database."""
+    """A disk that lied: the end of a killed member's log is gone, or its write-ahead log, or all of its database."""
 
     lasts_s: ClassVar = (0.0, 1.0)
 
@@ -57,6 +57,9 @@ class ForgetWrites:
         if stage.rng.random() < 0.3:
             shutil.rmtree(database)
             return f"{self.member.name} lost its database"
+        if stage.rng.random() < 0.3:
+            (database / "log.db-wal").unlink(missing_ok=True)
+            return f"{self.member.name} lost log.db-wal"
         lost = stage.rng.randint(1, 40)
         log = sqlite3.connect(database / "log.db")
         with log:

@@ -1,8 +1,8 @@
 """What breaks a cluster of real daemons, and mends it again: one class per fault.
 
-Owns the faults that it starts, and what all faults have in common; those of disks are in disk_faults.py, and schedule.py says
-how often each strikes. Each says what it did, and `end` always leaves the
-machine as it was. Must never break more than a cluster can survive: a majority of disks stays honest.
+Owns the faults of processes and machines, and what all faults have in common; those of disks are in disk_faults.py, those of
+the network in network_faults.py, and schedule.py says how often each strikes. Each says what it did, and `end` always leaves
+the machine as it was. Must never break more than a cluster can survive: a majority of disks stays honest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from incus_actors.lab.clock_daemon import offset_file, set_offset
 from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.disks import FreezableDisk, SmallDisk
 from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import LabMember
 
 BURNER = "while True: pass"
+DAY_S = 86_400
 
 
 @dataclass
@@ -138,80 +140,22 @@ class Pause:
                 member.signal(signal.SIGCONT)
 
 
-class CutLink:
-    """A member's cable is pulled: silence in both directions."""
+class ClockJump:
+    """A member's wall clock is set forward or back, by a second or by decades: only its own, see clock_daemon.py."""
 
-    lasts_s: ClassVar = (0.3, 6.0)
-
-    def begin(self, stage: Stage) -> str:
-        """See Fault."""
-        self.member = stage.victim()
-        stage.network.cut(stage.number(self.member))
-        return f"cut {self.member.name}"
-
-    def end(self, stage: Stage) -> None:
-        """See Fault."""
-        stage.network.heal(stage.number(self.member))
-
-
-class Partition:
-    """Packets between some members are dropped: two halves, a ring of overlapping majorities, or one way only."""
-
-    lasts_s: ClassVar = (0.3, 6.0)
-
-    def begin(self, stage: Stage) -> str:
-        """See Fault."""
-        names = list(range(1, len(stage.members) + 1))
-        stage.rng.shuffle(names)
-        kind = stage.rng.choice(["halves", "one-way", "ring" if len(names) > 3 else "bridge"])
-        self.blocked: dict[int, list[int]] = {}  #: by number: whom it doesn't hear
-        if kind == "halves":
-            cut = len(names) // 2
-            for one in names[:cut]:
-                for other in names[cut:]:
-                    self._block(one, other)
-                    self._block(other, one)
-        elif kind == "one-way":
-            for other in names[1:] if stage.rng.random() < 0.5 else names[1:2]:
-                self._block(names[0], other)
-        elif kind == "ring":
-            for position, member in enumerate(names):
-                self._block(member, names[(position + 2) % len(names)])
-                self._block(names[(position + 2) % len(names)], member)
-        else:
-            self._block(names[0], names[1])
-            self._block(names[1], names[0])
-        for member, sources in self.blocked.items():
-            stage.network.drop_from(member, sources)
-        what = "; ".join(f"m{m} hears nothing of {', '.join(f'm{s}' for s in ss)}" for m, ss in self.blocked.items())
-        return f"partition ({kind}): {what}"
-
-    def _block(self, member: int, source: int) -> None:
-        sources = self.blocked.setdefault(member, [])
-        if source not in sources:
-            sources.append(source)
-
-    def end(self, stage: Stage) -> None:
-        """See Fault."""
-        for member in self.blocked:
-            stage.network.hear_all(member)
-
-
-class ResetStorm:
-    """All connections of one member are reset, several times, while it lives."""
-
-    lasts_s: ClassVar = (0.0, 0.2)
+    lasts_s: ClassVar = (0.5, 8.0)
 
     def begin(self, stage: Stage) -> str:
         """See Fault."""
         member = stage.victim()
-        for _ in range(stage.rng.randint(1, 6)):
-            stage.network.reset_connections(stage.number(member))
-            time.sleep(stage.rng.random() * 0.3)
-        return f"resets at {member.name}"
+        self.offset = offset_file(member.directory)
+        by_s = stage.rng.choice((1, 60, 3600, 2 * DAY_S, -1, -60, -3600, -2 * DAY_S, -50 * 365 * DAY_S))
+        set_offset(self.offset, by_s)
+        return f"the clock of {member.name} jumps by {by_s} s"
 
     def end(self, stage: Stage) -> None:
         """See Fault."""
+        set_offset(self.offset, 0)
 
 
 class FullDisk:

@@ -11,10 +11,17 @@ import secrets
 import subprocess
 
 BRIDGE_ADDRESS = 254
+_TCP_HEADER = 32
+_LARGE = 120  #: packets with so many bytes carry something
+_OTHER_BYTE = 0x58
+
+
+def _run(*command: str, check: bool = True) -> None:
+    subprocess.run(command, check=check, capture_output=True, text=True, timeout=30)
 
 
 def _ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True, timeout=30)
+    _run("ip", *arguments, check=check)
 
 
 def free_subnet() -> str:
@@ -79,16 +86,60 @@ class NetworkLab:
     def drop_from(self, member: int, sources: list[int]) -> None:
         """Drop every packet that arrives at `member` from these others: they hear it, it doesn't hear them."""
         addresses = ", ".join(self.address(source) for source in sources)
-        self._nft(
-            member,
-            "add table inet lab",
-            "add chain inet lab input { type filter hook input priority 0; policy accept; }",
-            f"add rule inet lab input ip saddr {{ {addresses} }} drop",
-        )
+        self._filter(member, "deaf", f"ip saddr {{ {addresses} }} drop")
 
     def hear_all(self, member: int) -> None:
         """Undo `drop_from`."""
-        self._nft(member, "add table inet lab", "delete table inet lab")
+        self._unfilter(member, "deaf")
+
+    def lose(self, member: int, percent: int) -> None:
+        """Drop so many of the packets that arrive at `member`, at random."""
+        self._filter(member, "lossy", f"ip saddr {self.subnet}.0/24 numgen random mod 100 < {percent} drop")
+
+    def lose_nothing(self, member: int) -> None:
+        """Undo `lose`."""
+        self._unfilter(member, "lossy")
+
+    def corrupt(self, member: int, *, every: int, offset: int) -> None:
+        """Alter a byte of one in `every` larger TCP packets that arrive at `member`, `offset` bytes behind the header (of 32
+        bytes, with time stamps). The kernel corrects the checksum, as a broken router does that has taken the packet apart."""
+        at = (_TCP_HEADER + offset) * 8
+        match = f"ip saddr {self.subnet}.0/24 meta l4proto tcp meta length > {_LARGE + offset}"
+        self._filter(member, "liar", f"{match} numgen random mod {every} == 0 @th,{at},8 set {_OTHER_BYTE}")
+
+    def corrupt_nothing(self, member: int) -> None:
+        """Undo `corrupt`."""
+        self._unfilter(member, "liar")
+
+    def refuse(self, member: int) -> None:
+        """Answer new connections to `member` with a reset; those that it makes itself are let through."""
+        match = f"ip saddr {self.subnet}.0/24 tcp flags & (syn | ack) == syn"
+        self._filter(member, "closed", f"{match} reject with tcp reset")
+
+    def refuse_nothing(self, member: int) -> None:
+        """Undo `refuse`."""
+        self._unfilter(member, "closed")
+
+    def slow(self, member: int, kbit: int) -> None:
+        """Let only so many kbit per second through to `member`, behind a queue of up to 400 ms."""
+        limit = ["tbf", "rate", f"{kbit}kbit", "burst", "4kb", "latency", "400ms"]
+        _run("tc", "qdisc", "replace", "dev", self._outside(member), "root", *limit)
+
+    def fast(self, member: int) -> None:
+        """Undo `slow`."""
+        _run("tc", "qdisc", "del", "dev", self._outside(member), "root")
+
+    def _filter(self, member: int, table: str, rule: str) -> None:
+        """Apply a rule to what arrives at `member`; each kind of fault has a table of its own, so that they go together."""
+        self._nft(
+            member,
+            f"add table inet {table}",
+            f"add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}",
+            f"add rule inet {table} input {rule}",
+        )
+
+    def _unfilter(self, member: int, table: str) -> None:
+        self._nft(member, f"add table inet {table}", f"delete table inet {table}")
 
     def reset_connections(self, member: int) -> None:
         """Reset every TCP connection that a member has with others (both sides see it)."""

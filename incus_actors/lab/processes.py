@@ -16,7 +16,9 @@ from pathlib import Path
 from incus_actors.lab import debris
 from incus_actors.lab.client import UnixClient
 
-OWN_DAEMON = (sys.executable, "-m", "incus_actors.cli.daemon", "--log-format", "text", "--verbose")
+_LOG = ("--log-format", "text", "--verbose")
+OWN_DAEMON = (sys.executable, "-m", "incus_actors.cli.daemon", *_LOG)
+CLOCK_DAEMON = (sys.executable, "-m", "incus_actors.lab.clock_daemon", *_LOG)  #: with a clock that can be set
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from incus_actors.lab import disk_faults as disks
 from incus_actors.lab import nemesis
+from incus_actors.lab import network_faults as network
 from incus_actors.lab.nemesis import Fault
 
 #: How often each is chosen. Those that need a whole cluster are never combined with another.
@@ -18,9 +19,14 @@ WEIGHTS: dict[type[Fault], int] = {
     nemesis.PowerLoss: 1,
     nemesis.Stop: 3,
     nemesis.Pause: 5,
-    nemesis.CutLink: 4,
-    nemesis.Partition: 5,
-    nemesis.ResetStorm: 3,
+    network.CutLink: 4,
+    network.Partition: 5,
+    network.ResetStorm: 3,
+    network.LossyLink: 3,
+    network.SlowLink: 2,
+    network.CorruptPackets: 2,
+    network.RefusedConnections: 2,
+    nemesis.ClockJump: 2,
     nemesis.FullDisk: 3,
     nemesis.BusyCpu: 2,
     nemesis.RemoveMember: 1,
@@ -42,7 +48,7 @@ ALONE: frozenset[type[Fault]] = frozenset(
     }
 )
 #: Faults of the process, of which two at once would only undo each other.
-PROCESS: frozenset[type[Fault]] = frozenset({nemesis.Kill, nemesis.Stop, nemesis.Pause, nemesis.ResetStorm})
+PROCESS: frozenset[type[Fault]] = frozenset({nemesis.Kill, nemesis.Stop, nemesis.Pause, network.ResetStorm})
 #: Those that need a disk of which a lab can say when it answers.
 NEED_LOOP: frozenset[type[Fault]] = frozenset({disks.HungDisk, disks.FailedDisk})
 

@@ -63,6 +63,8 @@ async def refused(host: str, port: int) -> None:
                 (await asyncio.open_connection(host, port))[1].close()
             except ConnectionRefusedError:
                 return
+            except ConnectionResetError:
+                continue  # it was closed between our packets
             await asyncio.sleep(0.005)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from incus_actors.actors import disks
 from incus_actors.consensus.api import Consensus
-from incus_actors.domain import nics
+from incus_actors.domain import nic_filters, nics
 from incus_actors.domain.instances import root_disk
 from incus_actors.domain.members import rfc3339
 from incus_actors.domain.nics import NetworkFacts
@@ -177,7 +177,11 @@ class Host:
         """Return what the instance driver needs. Raises BadRequestError, NotFoundError without a root disk."""
         spec = self._spec(record, self.volume_path(self.volume_of(record)))
         devices = disks.resolved(self, record.project, record.expanded_devices)
-        return replace(spec, devices=nics.resolved(devices, self.networks(record.project)))
+        networks = self.networks(record.project)
+        filtered = {
+            name: nic_filters.filled(name, device, networks, record.expanded_config) for name, device in devices.items()
+        }
+        return replace(spec, devices=nics.resolved(filtered, networks))
 
     def status_spec(self, record: InstanceRecord) -> InstanceSpec:
         """Return enough for the driver to tell the status, also of an instance whose pool is gone."""

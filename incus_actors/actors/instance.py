@@ -190,7 +190,7 @@ class InstanceActor(Actor):
         if status is RunStatus.RUNNING:
             raise BadRequestError("The instance is already running")
         await nics.check_start(self._host, record)
-        record = await nics.with_volatile(self._host, record)
+        record = await nics.with_volatile(self._host, self.context.system, record)
         await nics.networks_ready(self._host, self.context.system, record)
         await self._activate(record)
         spec = self._host.spec(record)
@@ -352,8 +352,10 @@ class InstanceActor(Actor):
         """First the machine, then the rows; when the rows can't be changed, the machine goes back."""
         before = self._ready()
         devices = {name: dict(device) for name, device in message.devices.items()}
-        change, keys = nics.with_volatile_change(self._host, before, message.change, message.config, devices)
-        after = replace(before, expanded_config={**message.config, **keys}, expanded_devices=devices)
+        whole = (message.config, devices)
+        change, keys = await nics.with_volatile_change(self._host, self.context.system, before, message.change, whole)
+        expanded = {**message.config, **keys}
+        after = replace(before, config=dict(change.config), expanded_config=expanded, expanded_devices=devices)
         free = await nics.check_change(self._host, before, after)
         running = self._status(before) in (RunStatus.RUNNING, RunStatus.FROZEN)
         if running:
@@ -374,7 +376,7 @@ class InstanceActor(Actor):
             raise
         if running:
             self._following.took(after)
-            await self._note_nics(replace(after, config=dict(change.config)))
+            await self._note_nics(after)
         self._tell_all("instance-updated", before, message.caller)
 
     async def _note_nics(self, record: InstanceRecord, *, running: bool = True) -> None:
@@ -416,7 +418,7 @@ class InstanceActor(Actor):
                     await check_stopped(self._host, record, devices)
                     await self._note_nics(record, running=False)
                 return ""
-            record = await nics.with_volatile(self._host, record)
+            record = await nics.with_volatile(self._host, self.context.system, record)
             await self._following.follow(record)
             await self._note_nics(self._following.wanted(record))
         except ApiError as error:

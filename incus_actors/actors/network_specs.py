@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from incus_actors.domain.networks import bridge_hwaddr
+from incus_actors.domain.nic_filters import filled
+from incus_actors.domain.nics import NetworkFacts
 from incus_actors.drivers.bridge import NetworkSpec
 from incus_actors.drivers.dnsmasq import host_line
 from incus_actors.state.queries.instances import InstanceRecord
@@ -45,8 +47,10 @@ def nics_on(network: str, record: InstanceRecord) -> list[tuple[str, Mapping[str
 
 def _hosts(network: str, config: Mapping[str, str], instances: Iterable[InstanceRecord]) -> dict[str, str]:
     hosts = {}
+    bridge = {network: NetworkFacts(network, "bridge", config)}
     for record in instances:
-        for device, options, hwaddr in nics_on(network, record):
+        for device, given_options, hwaddr in nics_on(network, record):
+            options = filled(device, given_options, bridge, record.config)
             addresses = [options.get(key, "") for key in ("ipv4.address", "ipv6.address")]
             given = [address for address in addresses if address and address != "none"]
             name = f"{record.project}_{record.name}.{_UNSAFE.sub('-', device)}"

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Final
 
 from incus_actors.actors.host import CommitConflictError, Host
-from incus_actors.actors.network_messages import NETWORKS_PATH, NicsReady
+from incus_actors.actors.network_messages import NETWORKS_PATH, CollectLeases, NicsReady
 from incus_actors.actors.system import ActorSystem
-from incus_actors.domain import nic_conflicts
+from incus_actors.domain import nic_conflicts, nic_filters
 from incus_actors.domain import transactions_instances as transactions
 from incus_actors.domain.nics import (
     Devices,
@@ -45,28 +45,70 @@ def _nics(record: InstanceRecord) -> dict[str, dict[str, str]]:
     return {name: device for name, device in record.expanded_devices.items() if device.get("type") == "nic"}
 
 
-async def with_volatile(host: Host, record: InstanceRecord) -> InstanceRecord:
-    """Give the nics of an instance the MAC addresses and names that they lack; return the instance as it is then.
+async def with_volatile(host: Host, system: ActorSystem, record: InstanceRecord) -> InstanceRecord:
+    """Give the nics of an instance the MAC addresses, names and filtered addresses that they lack; return the instance as
+    it is then.
 
     Raises ApiError.
     """
     networks = host.networks(record.project)
     keys = missing_volatile(record.expanded_devices, record.expanded_config, networks, random.SystemRandom())
+    keys |= await _chosen(host, system, record, record.expanded_devices, record.expanded_config)
     if not keys:
         return record
     await host.commit(transactions.set_keys(record.id, record.node_id, {**keys}))
     return host.record(record.id)
 
 
-def with_volatile_change(
-    host: Host, before: InstanceRecord, change: InstanceChange, config: Mapping[str, str], devices: Devices
+async def with_volatile_change(
+    host: Host,
+    system: ActorSystem,
+    before: InstanceRecord,
+    change: InstanceChange,
+    whole: tuple[Mapping[str, str], Devices],
 ) -> tuple[InstanceChange, dict[str, str]]:
     """Return a change of an instance with the volatile keys that its nics will need, without those of devices that go,
-    and the keys that were added. `config` and `devices`: the whole of the instance as it will be."""
+    and the keys that were added. `whole`: config and devices of the instance as it will be, with its profiles."""
+    config, devices = whole
     keys = missing_volatile(devices, config, host.networks(before.project), random.SystemRandom())
+    keys |= await _chosen(host, system, before, devices, config)
     stale = stale_volatile(change.config, before.expanded_devices, devices)
     kept = {key: value for key, value in change.config.items() if key not in stale}
     return replace(change, config={**kept, **keys}), keys
+
+
+async def _chosen(
+    host: Host, system: ActorSystem, record: InstanceRecord, devices: Devices, config: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the volatile keys of the addresses for filtered nics that lack one: free in the rows of this member, and not
+    leased to anybody."""
+    networks = host.networks(record.project)
+    lacking = nic_filters.lacking(devices, config, networks)
+    if not lacking:
+        return {}
+    keys: dict[str, str] = {}
+    others = [one for one in queries.all_of(host.database(), node_id=host.member_id()) if one.id != record.id]
+    taken = {
+        nic_filters.filled(name, nic, networks, one.expanded_config).get("ipv4.address", "")
+        for one in others
+        for name, nic in _nics(one).items()
+    }
+    taken |= {nic.get("ipv4.address", "") for nic in devices.values()}
+    for name, bridge in lacking.items():
+        hwaddr = devices[name].get("hwaddr") or config.get(f"volatile.{name}.hwaddr", "")
+        leases = await leases_here(system, bridge.name)
+        elsewhere = {address for address, station, _ in leases if station != hwaddr}
+        address = nic_filters.choose(bridge, taken | elsewhere)
+        if address:
+            keys[nic_filters.chosen_key(name)] = address
+            taken.add(address)
+    return keys
+
+
+async def leases_here(system: ActorSystem, network: str) -> list[tuple[str, str, str]]:
+    """Return (address, MAC address, host name) of what DHCP of this member has given out. Raises ApiError."""
+    found = await system.ref(NETWORKS_PATH).ask(CollectLeases(network), deadline_s=READY_S)
+    return [(str(address), str(hwaddr), str(name)) for address, hwaddr, name in found]
 
 
 async def check_start(host: Host, record: InstanceRecord) -> None:

@@ -140,9 +140,7 @@ _UNSUPPORTED: Final = frozenset(
     }
 )
 #: Volatile keys of nics: device, option.
-_OF_NIC: Final = re.compile(
-    r"volatile\.(.+)\.(hwaddr|host_name|name|last_state\.created|last_state\.hwaddr|last_state\.mtu)"
-)
+_OF_NIC: Final = re.compile(r"volatile\.(.+)\.(hwaddr|host_name|name|last_state\.(?:created|hwaddr|ip_addresses|mtu))")
 _WHILE_RUNNING: Final = ("host_name", "last_state.created", "last_state.hwaddr", "last_state.mtu")
 _NEED_PARENT: Final = frozenset({"bridged", "macvlan", "physical"})
 
@@ -205,15 +203,19 @@ def _check_options(kind: str, device: Device) -> None:
             raise BadRequestError(f'Invalid device option "{option}"')
         if not device[option]:
             continue
-        try:
-            rule(device[option])
-        except ValueError as error:
-            raise BadRequestError(f'Invalid value for device option "{option}": {error}') from None
+        _check_value(option, device[option], rule)
         harmless = rule is _bool and not is_true(device[option])
         if option in _UNSUPPORTED and not harmless:
             raise BadRequestError(f'The device option "{option}" is not supported by this server')
     if device.get("vlan") and kind == "bridged":
         raise BadRequestError('The device option "vlan" of bridged nics is not supported by this server')
+
+
+def _check_value(option: str, value: str, rule: Rule) -> None:
+    try:
+        rule(value)
+    except ValueError as error:
+        raise BadRequestError(f'Invalid value for device option "{option}": {error}') from None
 
 
 def _check_addresses(device: Device, network: NetworkFacts | None) -> None:
@@ -222,16 +224,22 @@ def _check_addresses(device: Device, network: NetworkFacts | None) -> None:
         key, filtering = f"ipv{version}.address", f"security.ipv{version}_filtering"
         value = device.get(key, "")
         filtered = is_true(device.get(filtering))
-        if filtered and (not value or value == "none"):
-            raise BadRequestError(f'The device option "{filtering}" needs "{key}" on this server')
+        managed = network is not None and network.type == "bridge"
+        if filtered and not value and not managed:
+            raise BadRequestError(
+                f"IPv{version} filtering requires a manually specified {key} when using an unmanaged parent bridge"
+            )
         if not value:
             continue
         if value == "none":
             if not filtered:
                 raise BadRequestError(f"Cannot have {key} as none unless using {filtering}")
             continue
-        if network is None or network.type != "bridge":
-            raise BadRequestError(f"Cannot use manually specified {key} when using unmanaged parent bridge")
+        if network is None or not managed:
+            if not filtered:
+                raise BadRequestError(f"Cannot use manually specified {key} when using unmanaged parent bridge")
+            _check_value(key, value, values.ip_address(version))
+            continue
         _check_dhcp(version, network, filtering, filtered)
         _check_in_subnet(value, version, network)
 
@@ -349,7 +357,11 @@ def unneeded_volatile(config: Iterable[str], devices: Devices) -> list[str]:
         match = _OF_NIC.fullmatch(key)
         if match is not None:
             device = devices.get(match[1], {})
-            if device.get("type") != "nic" or (match[2] in ("hwaddr", "name") and device.get(match[2])):
+            replaced = match[2] in ("hwaddr", "name") and device.get(match[2])
+            unfiltered = match[2] == "last_state.ip_addresses" and (
+                not is_true(device.get("security.ipv4_filtering")) or device.get("ipv4.address")
+            )
+            if device.get("type") != "nic" or replaced or unfiltered:
                 found.append(key)
     return found
 

@@ -255,15 +255,24 @@ def _filters(nic: Nic) -> list[str]:
     if hwaddr and (mac or four or six):
         rules += [f"ether saddr != {hwaddr} drop", f"ether type arp arp saddr ether != {hwaddr} drop"]
     if four:
-        address = nic["ipv4.address"]
-        rules += [
-            f"ether type arp arp saddr ip != {{ {address}, 0.0.0.0 }} drop",
-            "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp dport 67 accept",
-            f"ether type ip ip saddr != {address} drop",
-        ]
+        rules += _only(nic, 4)
     if six:
-        rules += [
-            "icmpv6 type nd-router-advert drop",
-            f"ether type ip6 ip6 saddr != {{ {nic['ipv6.address']}, ::, fe80::/10 }} drop",
-        ]
+        rules += ["icmpv6 type nd-router-advert drop", *_only(nic, 6)]
+    if four or six:
+        rules.append("ether type != { arp, ip, ip6 } drop")
     return rules
+
+
+def _only(nic: Nic, version: int) -> list[str]:
+    """Let through what comes from the nic's address and what is behind it; everything is dropped if it has none."""
+    address, family = nic.get(f"ipv{version}.address", "none"), "ip" if version == 4 else "ip6"
+    if address == "none":
+        return [f"ether type {kind} drop" for kind in (("arp", "ip") if version == 4 else ("ip6",))]
+    own = ", ".join([address, *items(nic.get(f"ipv{version}.routes"))])
+    if version == 6:
+        return [f"ether type ip6 ip6 saddr != {{ {own}, ::, fe80::/10 }} drop"]
+    return [
+        f"ether type arp arp saddr ip != {{ {own}, 0.0.0.0 }} drop",
+        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp dport 67 accept",
+        f"ether type ip {family} saddr != {{ {own} }} drop",
+    ]

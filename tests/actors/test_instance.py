@@ -182,7 +182,11 @@ async def nics_machine(machine, monkeypatch):
     async def ready(*_):
         return None
 
+    async def leases(*_):
+        return [("10.0.0.3", "10:66:6a:ff:ff:ff", "stranger")]
+
     monkeypatch.setattr(nics, "networks_ready", ready)
+    monkeypatch.setattr(nics, "leases_here", leases)
     await machine.execute(
         "INSERT INTO networks (project_id, name, description, state, type) VALUES (1, 'b1', '', 1, 0)", topic="networks"
     )
@@ -209,6 +213,24 @@ async def test_one_whose_address_another_instance_has_does_not_start(nics_machin
     with pytest.raises(ApiError, match=r'^Failed update validation for device "eth0": IP address "10.0.0.9" already'):
         await life.patch("default", "c2", InstancePatch(devices={"eth0": nic}))
     assert life.get("default", "c2").devices["eth0"]["ipv4.address"] == "10.0.0.8"
+
+
+async def test_filtered_nics_get_addresses_of_their_own(nics_machine):
+    machine = nics_machine
+    nic = {"type": "nic", "network": "b1", "security.ipv4_filtering": "true"}
+    await machine.create("c1", devices={"eth0": {**nic, "ipv4.address": "10.0.0.2"}})
+    await machine.create("c2", start=True, devices={"eth0": nic})
+    await machine.create("c3", start=True)
+    await machine.instances.life.patch("default", "c3", InstancePatch(devices={"eth0": nic}))
+    for name, address in (("c2", "10.0.0.4"), ("c3", "10.0.0.5")):
+        assert machine.config(name)["volatile.eth0.last_state.ip_addresses"] == address
+        instance_id = machine.database.scalar("SELECT id FROM instances WHERE name = ?", (name,))
+        given = machine.host.spec(machine.host.record(instance_id)).devices["eth0"]
+        assert given["ipv4.address"] == address
+    await machine.instances.life.patch(
+        "default", "c3", InstancePatch(devices={"eth0": {**nic, "security.ipv4_filtering": "false"}})
+    )
+    assert "volatile.eth0.last_state.ip_addresses" not in machine.config("c3")
 
 
 async def test_what_an_instance_of_another_member_has_is_in_nobodys_way(nics_machine):

@@ -31,6 +31,8 @@ GOOD = [
     {**ON_B1, "ipv4.address": "10.50.0.5"},
     {**ON_B1, "ipv4.address": "none", "security.ipv4_filtering": "false", "limits.max": "1Mbit"}
     | {"ipv4.address": "10.50.0.6"},
+    {**ON_B1, "security.ipv4_filtering": "true", "security.ipv6_filtering": "true"},
+    {**BRIDGED, "security.ipv4_filtering": "true", "ipv4.address": "10.1.2.3"},
     {**ON_B1, "limits.ingress": "1Mbit", "limits.egress": "500000", "security.mac_filtering": "true"},
     {"nictype": "bridged", "parent": "b1", "ipv4.address": "10.50.0.6"},
     {**ON_B1, "security.port_isolation": "true", "queue.tx.length": "500", "limits.priority": "3"},
@@ -109,8 +111,12 @@ BAD = [
     ({**ON_B1, "vlan": "5"}, 'The device option "vlan" of bridged nics is not supported by this server'),
     ({**ON_B1, "security.acls": "a"}, 'The device option "security.acls" is not supported by this server'),
     (
-        {**ON_B1, "security.ipv4_filtering": "true"},
-        'The device option "security.ipv4_filtering" needs "ipv4.address" on this server',
+        {**BRIDGED, "security.ipv6_filtering": "true"},
+        "IPv6 filtering requires a manually specified ipv6.address when using an unmanaged parent bridge",
+    ),
+    (
+        {**BRIDGED, "security.ipv4_filtering": "true", "ipv4.address": "x"},
+        'Invalid value for device option "ipv4.address": Not an IPv4 address "x"',
     ),
 ]
 

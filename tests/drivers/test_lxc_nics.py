@@ -212,4 +212,10 @@ def test_rules_of_one_nic() -> None:
     text = lxc_nics.nic_rules({**nic, "security.ipv6_filtering": "true", "ipv6.address": "fd42::5"})
     assert 'iifname "veth1" ether saddr != 10:66:6a:00:00:01 drop' in text
     assert "ip6 saddr != { fd42::5, ::, fe80::/10 } drop" in text
+    filtered = {**nic, "security.ipv4_filtering": "true", "ipv4.routes": "10.7.0.0/24"}
+    text = lxc_nics.nic_rules({**filtered, "ipv4.address": "10.9.0.5"})
+    assert "ether type ip ip saddr != { 10.9.0.5, 10.7.0.0/24 } drop" in text
+    text = lxc_nics.nic_rules({**filtered, "ipv4.address": "none"})
+    assert "ether type ip drop" in text
+    assert "ether type arp drop" in text
     assert "policy" not in lxc_nics.nic_rules({"host_name": "veth1", "nictype": "bridged"})

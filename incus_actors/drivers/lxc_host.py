@@ -158,4 +158,5 @@ def require_parents(spec: InstanceSpec) -> None:
     for name, device in sorted(spec.devices.items()):
         parent = nic_parent(device) if device.get("type") == "nic" else ""
         if parent and parent not in there:
-            raise DriverError(f'Failed to start device "{name}": Parent device "{parent}" doesn\'t exist')
+            mark = '"' if device.get("nictype") == "bridged" else "'"  # as Incus has it
+            raise DriverError(f'Failed to start device "{name}": Parent device {mark}{parent}{mark} doesn\'t exist')

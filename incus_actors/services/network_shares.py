@@ -136,7 +136,11 @@ class NetworkShares:
         return missing
 
     def _check_failed(self, row: NetworkRow) -> None:
-        for member_id, state in row.members.items():
+        """Our own reason goes before those of others; while we are at it, theirs wait."""
+        own = self._identity.member_id
+        if row.members.get(own) is NetworkState.CREATING:
+            return
+        for member_id, state in sorted(row.members.items(), key=lambda item: item[0] != own):
             if state is NetworkState.ERRORED:
                 reason = row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Network is in an error state")
                 if member_id != self._identity.member_id:

@@ -131,7 +131,8 @@ async def test_what_cannot_be_plugged_leaves_nothing(lxc_machine: Machine, runni
     before = links()
     for device, reason in (
         ({**BRIDGED, "parent": "nobr"}, 'Parent device "nobr" doesn\'t exist'),
-        ({"type": "nic", "nictype": "macvlan", "parent": "nopar"}, 'Parent device "nopar" doesn\'t exist'),
+        ({"type": "nic", "nictype": "macvlan", "parent": "nopar"}, "Parent device 'nopar' doesn't exist"),
+        ({**BRIDGED, "host_name": "br0"}, 'Failed to create the veth interfaces "br0" and "in[0-9a-f]+": File exists'),
         ({**BRIDGED, "name": "eth0"}, "File exists"),
     ):
         spec = replace(running, devices={**running.devices, "new": device})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -359,6 +360,16 @@ async def test_a_failure_elsewhere_is_undone_here(two):
     await member_did(two, transactions.made(row(two).id, 2))
     await again
     assert get(two).status == "Created"
+
+
+async def test_our_own_failure_is_told_before_that_of_another_member(two):
+    await pending(two)
+    shares, seen = two.services.network_changes._shares, row(two)
+    errors = {member: {transactions.ERROR_KEY: f"no {member}"} for member in (1, 2)}
+    creating, errored = queries.NetworkState.CREATING, queries.NetworkState.ERRORED
+    shares._check_failed(replace(seen, members={1: creating, 2: errored}, local=errors))  # ours is yet to come
+    with pytest.raises(MemberError, match=r"^no 1$"):
+        shares._check_failed(replace(seen, members={2: errored, 1: errored}, local=errors))
 
 
 async def test_a_silent_member_ends_the_creation(two):

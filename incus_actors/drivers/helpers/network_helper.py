@@ -233,7 +233,8 @@ class Links:
             return 0
         found = self.find(request["parent"])
         if found is None:
-            raise Refused(f'Parent device "{request["parent"]}" doesn\'t exist')
+            mark = '"' if request["kind"] == "bridged" else "'"  # as Incus has it
+            raise Refused(f"Parent device {mark}{request['parent']}{mark} doesn't exist")
         return int(found["index"])
 
     def nic_add(self, request: Request) -> Answer:
@@ -258,6 +259,8 @@ class Links:
     def _add_pair(self, request: Request, parent: int, wanted: dict[str, Any]) -> int:
         """Return the index of the end that is not for the host."""
         end, peer = request["host_name"], request["peer"]
+        if self.find(end) is not None:
+            raise Refused(f'Failed to create the veth interfaces "{end}" and "{peer}": File exists')
         self.ip.link("add", ifname=end, kind="veth", peer={"ifname": peer, **wanted})
         index = self.ip.link_lookup(ifname=end)[0]
         try:

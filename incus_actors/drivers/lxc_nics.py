@@ -7,6 +7,7 @@ the network helper. Must never touch an interface that is not in the file.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,9 @@ _TUNED: Final = (
     "ipv4.routes",
     "ipv6.routes",
 )
+#: Where a neighbour advertisement says whose address is whose MAC address.
+_NA_TARGET: Final = "@nh,384,128"
+_NA_STATION: Final = "@nh,528,48"
 _PLUGGED: Final = "plugged"  #: in the file: it came while the container ran, so liblxc does not know of it
 _MADE: Final = ("nictype", "parent", "name", "hwaddr", "mtu", "vlan", "mode", "queue.tx.length")
 
@@ -253,7 +257,11 @@ def _filters(nic: Nic) -> list[str]:
     mac = is_true(nic.get("security.mac_filtering"))
     four, six = is_true(nic.get("security.ipv4_filtering")), is_true(nic.get("security.ipv6_filtering"))
     if hwaddr and (mac or four or six):
-        rules += [f"ether saddr != {hwaddr} drop", f"ether type arp arp saddr ether != {hwaddr} drop"]
+        rules += [
+            f"ether saddr != {hwaddr} drop",
+            f"ether type arp arp saddr ether != {hwaddr} drop",
+            f"icmpv6 type nd-neighbor-advert {_NA_STATION} != 0x{hwaddr.replace(':', '')} drop",
+        ]
     if four:
         rules += _only(nic, 4)
     if six:
@@ -270,7 +278,11 @@ def _only(nic: Nic, version: int) -> list[str]:
         return [f"ether type {kind} drop" for kind in (("arp", "ip") if version == 4 else ("ip6",))]
     own = ", ".join([address, *items(nic.get(f"ipv{version}.routes"))])
     if version == 6:
-        return [f"ether type ip6 ip6 saddr != {{ {own}, ::, fe80::/10 }} drop"]
+        target = f"@nh,384,10 != 0x3fa {_NA_TARGET} != {hex(int(ipaddress.ip_address(address)))}"  # 0x3fa: fe80::/10
+        return [
+            f"icmpv6 type nd-neighbor-advert {target} drop",
+            f"ether type ip6 ip6 saddr != {{ {own}, ::, fe80::/10 }} drop",
+        ]
     return [
         f"ether type arp arp saddr ip != {{ {own}, 0.0.0.0 }} drop",
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp dport 67 accept",

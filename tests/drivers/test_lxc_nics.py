@@ -185,11 +185,26 @@ async def test_what_is_behind_a_bridged_nic_is_reached_over_its_bridge(
     spec = replace(running, devices={"eth0": {**BRIDGED, "ipv4.routes": "10.76.0.0/24", "ipv6.routes": "fd77::/64"}})
     await lxc_machine.driver.update_devices(spec)
     assert ("10.77" in ip("route"), "10.76" in ip("route"), "fd77" in ip("-6", "route")) == (False, True, True)
+    assert "10.76.0.0/24 dev br0 scope link" in ip("route")
     await lxc_machine.driver.update_devices(replace(running, devices={}))
     assert ("10.76" in ip("route"), "fd77" in ip("-6", "route")) == (False, False)
     await lxc_machine.driver.update_devices(spec)
     await lxc_machine.driver.stop(spec, force=True)
     assert ("10.76" in ip("route"), "fd77" in ip("-6", "route"), "10.78" in ip("route")) == (False, False, True)
+
+
+async def test_a_filtered_nic_still_reaches_the_bridge_by_ipv6(lxc_machine: Machine, running: InstanceSpec) -> None:
+    ip("addr", "add", "fd77::1/64", "dev", "br0", "nodad")
+    own = "fd77::1266:6aff:fe00:1"
+    six = {**BRIDGED, "security.ipv6_filtering": "true", "ipv6.address": own}
+    spec = replace(running, devices={"eth0": six})
+    await lxc_machine.driver.update_devices(spec)
+    await sh(lxc_machine, spec, "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad")
+    await sh(lxc_machine, spec, f"ip -6 addr add {own}/64 dev eth0; ip -6 addr add fd77::9/64 dev eth0")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own, 9), timeout=3)
+    with pytest.raises(OSError, match=r"timed out|No route to host"):
+        socket.create_connection(("fd77::9", 9), timeout=1)
 
 
 async def test_isolation_queues_and_priorities(lxc_machine: Machine, running: InstanceSpec) -> None:
@@ -213,6 +228,8 @@ def test_rules_of_one_nic() -> None:
     text = lxc_nics.nic_rules({**nic, "security.ipv6_filtering": "true", "ipv6.address": "fd42::5"})
     assert 'iifname "veth1" ether saddr != 10:66:6a:00:00:01 drop' in text
     assert "ip6 saddr != { fd42::5, ::, fe80::/10 } drop" in text
+    assert "nd-neighbor-advert @nh,528,48 != 0x10666a000001 drop" in text  # by whose name it is told
+    assert "@nh,384,10 != 0x3fa @nh,384,128 != 0xfd420000000000000000000000000005 drop" in text
     filtered = {**nic, "security.ipv4_filtering": "true", "ipv4.routes": "10.7.0.0/24"}
     text = lxc_nics.nic_rules({**filtered, "ipv4.address": "10.9.0.5"})
     assert "ether type ip ip saddr != { 10.9.0.5, 10.7.0.0/24 } drop" in text

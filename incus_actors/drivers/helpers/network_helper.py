@@ -22,6 +22,7 @@ Answer = dict[str, Any]
 PROTO_BOOT = 3
 PROTO_STATIC = 4
 RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
 IFF_UP = 1
 TC_H_ROOT = 0xFFFFFFFF
 TBF_HANDLE = 0x10000
@@ -155,9 +156,13 @@ class Links:
         present = self._present_routes(index, PROTO_STATIC)
         for route in wanted:
             if route not in present:
-                self.ip.route("add", dst=route, oif=index, proto="static")
+                self._route("add", index, route, "static")
         for route in present - set(wanted):
-            self.ip.route("del", dst=route, oif=index)
+            self._route("del", index, route, "static")
+
+    def _route(self, verb: str, index: int, route: str, protocol: str) -> None:
+        scope = {} if ":" in route else {"scope": RT_SCOPE_LINK}
+        self.ip.route(verb, dst=route, oif=index, proto=protocol, **scope)
 
     def _external(self, index: int, request: Request) -> list[str]:
         """Put other interfaces into the bridge, and take out those that were put in by us and are not named now."""
@@ -339,10 +344,10 @@ class Links:
         present = self._present_routes(index, PROTO_BOOT)
         for route in request["routes"]:
             if route not in present:
-                self.ip.route("add", dst=route, oif=index, proto="boot")
+                self._route("add", index, route, "boot")
         for route in request["gone"]:
             if route in present:
-                self.ip.route("del", dst=route, oif=index, proto="boot")
+                self._route("del", index, route, "boot")
 
 
 def _wanted(request: Request) -> dict[str, Any]:

@@ -289,7 +289,7 @@ class LeaderActor(Actor):
                 await self._tools.consensus.change_configuration(target)
             except ConflictError as error:
                 if self._tools.monotonic_s() > deadline:
-                    raise UnavailableError(f"The configuration can't be changed now: {error}") from error
+                    raise UnavailableError(str(error)) from error
                 await asyncio.sleep(0.05)
             except ForbiddenError as error:
                 raise UnavailableError("The leader has just changed; ask again") from error

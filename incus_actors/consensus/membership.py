@@ -7,11 +7,19 @@ the own term, and an id that has left never comes back.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from incus_actors.consensus.configuration import encode_configuration, invalid_members
 from incus_actors.consensus.effects import Resolve
 from incus_actors.consensus.events import ChangeConfiguration
 from incus_actors.consensus.node import Node
+from incus_actors.consensus.quorum import is_lost
 from incus_actors.consensus.types import NOBODY, Configuration, EntryKind, Member, RaftRole, Role
+
+if TYPE_CHECKING:
+    from incus_actors.consensus.leader import Leadership
+
+QUIET_HEARTBEATS = 2  #: a spare is asked once a second, and may have been asked just before it fell silent
 
 
 def change(node: Node, event: ChangeConfiguration) -> None:
@@ -33,6 +41,10 @@ def change(node: Node, event: ChangeConfiguration) -> None:
     if target == current.old:
         node.emit(Resolve(event.request_id, "applied", node.log.configuration_index))
         return
+    silent = _silent_majority(node, leadership, current, target)
+    if silent:
+        node.emit(Resolve(event.request_id, "busy", detail=silent))
+        return
     leadership.change_request = event.request_id
     if _voters(target) == _voters(current.old):
         _append(node, Configuration(target, None, _removed(current, target)))
@@ -48,6 +60,23 @@ def _busy(node: Node) -> str:
     if node.leadership is not None and node.leadership.transfer is not None:
         return "leadership is being transferred"
     return ""
+
+
+def _silent_majority(node: Node, leadership: Leadership, current: Configuration, target: tuple[Member, ...]) -> str:
+    """3.9, rule 8, for whoever asks: the joint entry counts from its append on, so a step towards voters that do not
+    answer costs the old ones their leader, and the way back. Of a newcomer nothing is known, and no evil is thought."""
+    voters = _voters(target)
+    if voters == _voters(current.old):
+        return ""
+    silent = {
+        member
+        for member, progress in leadership.progress.items()
+        if progress.excluded
+        or progress.contact_ms < node.now - node.timing.election_max_ms - QUIET_HEARTBEATS * progress.heartbeat_ms
+    }
+    if not is_lost((voters,), silent):
+        return ""
+    return f"too many of the new voters do not answer: {', '.join(map(str, sorted(voters & silent)))}"
 
 
 def _reused(current: Configuration, target: tuple[Member, ...]) -> str:

@@ -299,7 +299,7 @@ class ConsensusRuntime(Consensus):
         if answer.status == "not_leader":
             raise ForbiddenError("This member does not lead the cluster")
         if answer.status == "busy":
-            raise ConflictError("The cluster's configuration is being changed already")
+            raise ConflictError(f"The cluster's configuration can't be changed: {answer.detail}")
         if answer.status == "invalid":
             raise BadRequestError(f"Invalid cluster configuration: {answer.detail}".rstrip(": "))
         if answer.status != "applied":

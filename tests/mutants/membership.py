@@ -24,6 +24,13 @@ MEMBERSHIP = (
         ),
     ),
     mutant(
+        "change_towards_the_dead",
+        "CONSENSUS 3.9, rule 8",
+        "a change begins that the new voters can't commit, and its joint entry costs the old ones their leader",
+        "membership_not_towards_silent_voters",
+        ("membership._silent_majority", "if not is_lost((voters,), silent):", "if True:"),
+    ),
+    mutant(
         "joint_counts_the_new_half_only",
         "Raft paper section 6",
         "while joint the new voters alone commit and elect",

@@ -173,7 +173,12 @@ class FailedDisk:
         stage.cluster.wait_until_healthy(60)
         self.member, self.disk = freezable(stage)
         self.disk.fail()
-        wait_for(lambda: not self.member.running, f"{self.member.name} ends without a disk", timeout_s=30)
+        try:
+            wait_for(lambda: not self.member.running, f"{self.member.name} ends without a disk", timeout_s=30)
+        except TimeoutError:
+            self.member.kill()
+            self.disk.replace_cable()
+            raise
         return f"the disk of {self.member.name} failed: it ended with {self.member.stop()}"
 
     def end(self, stage: Stage) -> None:

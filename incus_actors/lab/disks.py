@@ -81,8 +81,20 @@ class FreezableDisk(_Fillable):
             file.truncate(self.size_mib << 20)
         _run("mkfs.ext4", "-q", "-m", "0", str(self.image))
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        _run("mount", "-o", "loop", str(self.image), str(self.directory))
+        self._attach()
         self.directory.chmod(0o711)
+
+    def _attach(self) -> None:
+        """Mount the image by a device of its own each time: a failed file system that some other mount namespace still
+        refers to (any container that was started meanwhile has one) would be given again, failed as it is."""
+        shown = subprocess.run(
+            ["losetup", "--find", "--show", str(self.image)], check=True, capture_output=True, text=True, timeout=60
+        )
+        device = shown.stdout.strip()
+        try:
+            _run("mount", device, str(self.directory))
+        finally:
+            _run("losetup", "--detach", device)  # once nobody uses it
 
     def freeze(self) -> None:
         """From now on whoever writes waits."""
@@ -106,7 +118,7 @@ class FreezableDisk(_Fillable):
     def replace_cable(self) -> None:
         """Mount it again after a failure; nobody may have files open on it."""
         _run("umount", str(self.directory))
-        _run("mount", "-o", "loop", str(self.image), str(self.directory))
+        self._attach()
 
     def unmount(self) -> None:
         """Remove it, thawed first: a frozen file system can't be left behind."""

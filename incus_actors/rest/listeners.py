@@ -221,8 +221,11 @@ class Listeners:
         self._https.clear()
         self._unix = None
         if self._unix_path is not None:
-            self._unix_path.unlink(missing_ok=True)
-            self._unix_path = None
+            path, self._unix_path = self._unix_path, None
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as exc:  # a disk that has failed; the next start removes it
+                _log.warning("%s stays: %s", path, exc)
 
     async def close(self) -> None:
         """Stop accepting, let handlers end for two seconds, then cut what is left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -161,3 +162,16 @@ async def test_closing_lets_a_running_request_end(tmp_path: Path) -> None:
         await arrived.wait()
         await member.listeners.close()
         assert (await (await answer).json())["metadata"] == "done"
+
+
+async def test_closing_goes_on_when_the_disk_of_the_socket_has_failed(
+    member: TestMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    await member.listeners.close()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with member.unix_session() as session:
+            await session.get("/1.0")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain.transactions_config import change_server_config, with_member_address
-from incus_actors.errors import ApiError, BadRequestError, MemberError, OutcomeUnknownError
+from incus_actors.errors import ApiError, BadRequestError, MemberError, NotImplementedHereError, OutcomeUnknownError
 from incus_actors.identity import Identity
 from incus_actors.model import config_keys
 from incus_actors.model.transaction import Transaction
@@ -49,6 +49,13 @@ class AddressMover(Protocol):
 
 
 CheckBind = Callable[[str, str, Mapping[str, str]], Awaitable[None]]
+
+
+#: Keys that Incus has and that must not be taken as if they did something here.
+_WITHOUT_EFFECT: Final = {
+    "storage.backups_volume": "Keeping backups on a storage volume is not supported yet",
+    "storage.images_volume": "Keeping images on a storage volume is not supported yet",
+}
 
 
 class ServerConfigService:
@@ -157,6 +164,9 @@ class ServerConfigService:
             given = config_keys.canonical_server_values(values)
         except config_keys.ConfigError as error:
             raise BadRequestError(str(error)) from None
+        for key in _WITHOUT_EFFECT:
+            if given.get(key):
+                raise NotImplementedHereError(f'Failed validation of "{key}": {_WITHOUT_EFFECT[key]}')
         given = await trust_password.stored(given, queries.global_config(self._database).get(trust_password.KEY, ""))
 
         async def attempt() -> frozenset[str]:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from service_kit import Seen, running_services
 
-from incus_actors.errors import BadRequestError, MemberError, PreconditionFailedError
+from incus_actors.errors import BadRequestError, MemberError, NotImplementedHereError, PreconditionFailedError
 
 
 @pytest.fixture
@@ -35,6 +35,17 @@ async def test_defaults_are_values_but_not_stored(kit):
     assert await config.patch({"cluster.max_voters": "3"}) == frozenset()
     await config.patch({"images.auto_update_cached": "Off"})
     assert config.effective() == {"images.auto_update_cached": "false"}
+
+
+@pytest.mark.parametrize("what", ["backups", "images"])
+async def test_nothing_is_taken_that_would_have_no_effect(kit, what):
+    with pytest.raises(NotImplementedHereError) as refused:
+        await kit.services.config.patch({f"storage.{what}_volume": "local/v1"})
+    assert str(refused.value) == (
+        f'Failed validation of "storage.{what}_volume": Keeping {what} on a storage volume is not supported yet'
+    )
+    assert kit.services.config.effective() == {}
+    await kit.services.config.patch({f"storage.{what}_volume": ""})
 
 
 async def test_local_keys_belong_to_this_member_and_others_to_all(kit):

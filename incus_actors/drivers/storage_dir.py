@@ -13,6 +13,7 @@ from pathlib import Path
 from incus_actors.drivers import commands, trees
 from incus_actors.drivers.base import Availability, Config, DriverError, DriverInfo, PoolSpec
 from incus_actors.drivers.path_storage import PathStorage
+from incus_actors.drivers.path_trees import DIRECTORIES
 from incus_actors.errors import BadRequestError
 
 _CONFIG_KEYS = {"source", "source.wipe", "rsync.bwlimit", "rsync.compression"}
@@ -57,7 +58,7 @@ class DirStorage(PathStorage):
                 raise DriverError(f"Source path '{path}' doesn't exist")
             if path.resolve().is_relative_to(self._directory.resolve()):
                 raise DriverError(f'Source path "{path}" is within the directory of the server')
-            if any(True for _ in path.iterdir()) and not (path / "containers").is_dir():
+            if any(entry.name not in DIRECTORIES for entry in path.iterdir()):  # those are of an unfinished attempt
                 raise DriverError(f"Source path '{path}' isn't empty")
         self._base.mkdir(mode=0o711, parents=True, exist_ok=True)
         path.mkdir(mode=0o711, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import posixpath
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -186,10 +187,20 @@ class PoolKeeper:
             if self._state(current) is PoolState.ERRORED:
                 raise MemberError(self._reason(current, self._identity.member_id))
             try:
+                self._check_source(current)
                 await self._make_now(current)
             except ApiError as error:
                 await self._note(current, str(error))
                 raise
+
+    def _check_source(self, row: PoolRow) -> None:
+        """Raise MemberError if another pool has the same source here: an empty pool looks like an unfinished one."""
+        member_id = self._identity.member_id
+        source = row.config_on(member_id).get("source", "")
+        for other in queries.pools(self._database):
+            theirs = other.config_on(member_id).get("source", "")
+            if source and theirs and other.id != row.id and posixpath.normpath(theirs) == posixpath.normpath(source):
+                raise MemberError(f"Source path '{source}' isn't empty: it is storage pool \"{other.name}\"")
 
     def _is_made(self, row: PoolRow) -> bool:
         """Return whether our share is there and recorded. When all shares are and the pool isn't, a member that had to

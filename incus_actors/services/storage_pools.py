@@ -298,10 +298,10 @@ class StoragePoolService:
             old_local = row.local.get(member_id, {})
             if (put.config or {}).get("source") == "" and "source" in old_local:
                 local["source"] = old_local["source"]  # "" is "not given": the same preseed may come again
-            if old_local.get("size") and not local.get("size") and row.members.get(member_id) is PoolState.CREATED:
-                raise MemberError("Pool cannot be shrunk")
             if old_local.get("source", "") != local.get("source", "") and row.state is not PoolState.PENDING:
                 raise MemberError("Pool source cannot be changed when not in pending state")
+            if old_local.get("size") and not local.get("size") and row.members.get(member_id) is PoolState.CREATED:
+                raise MemberError("Pool cannot be shrunk")
             await self._change_here(row, member_id, {**shared, **visible(local)})
             keep = patch or target is not None
             description = row.description if put.description is None and keep else put.description or ""

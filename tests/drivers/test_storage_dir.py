@@ -71,6 +71,7 @@ async def test_bad_sources(storage: DirStorage, tmp_path: Path, source: str, rea
 
 async def test_a_foreign_directory_is_not_taken(storage: DirStorage, tmp_path_factory: pytest.TempPathFactory) -> None:
     source = tmp_path_factory.mktemp("full")
+    (source / "containers").mkdir()
     (source / "precious").write_text("data")
     with pytest.raises(DriverError, match="isn't empty"):
         await storage.create_pool(PoolSpec("bad", config={"source": str(source)}))

@@ -101,6 +101,17 @@ async def test_a_pool_in_a_file_keeps_its_size(kit):
     assert storage.get("p1").config["size"] == "1GiB"
 
 
+async def test_a_source_belongs_to_one_pool(kit):
+    storage = kit.services.storage
+    await storage.create(post(source="/srv/one"))
+    with pytest.raises(MemberError, match=r"^Source path '/srv//one/' isn't empty: it is storage pool \"p1\"$"):
+        await storage.create(post("p2", source="/srv//one/"))
+    assert [pool.name for pool in storage.list()] == ["p1"]
+    await storage.create(post("p2", source="/srv/one/two"))
+    await storage.delete("p1")
+    await storage.create(post("p3", source="/srv/one"))
+
+
 async def test_a_used_pool_says_by_what_and_stays(kit):
     storage = kit.services.storage
     await storage.create(post())

@@ -32,7 +32,7 @@ from incus_actors.rest.http import (
     sync,
 )
 from incus_actors.rest.volume_backup_routes import post_upload
-from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases, volume_url
+from incus_actors.rest.volume_requests import ALL, OF_TYPE, ONE, address, here, start, use_cases
 from incus_actors.services.urls import url_of
 from incus_actors.services.volume_rules import check_new_name
 from incus_actors.services.volumes import editable
@@ -181,7 +181,7 @@ async def post_volume(request: web.Request) -> web.StreamResponse:
         return await gateway(request).forwarder.forward(request, member_id, body=body)
     if post.pool in ("", volume.pool) and post.project in ("", volume.project):
         await cases.life.rename(volume, post, who)
-        return created(volume_url(request))
+        return created(url_of("storage-pools", volume.pool, "volumes", volume.type, post.name, project=volume.project))
     if who.projects is not None and post.project and post.project not in who.projects:
         raise ForbiddenError
     cases.life.check_move(volume, post)

@@ -12,8 +12,9 @@ from aiohttp import web
 from incus_actors.model.resources import NamePost
 from incus_actors.model.volumes import SnapshotPut, SnapshotsPost
 from incus_actors.rest.context import caller
-from incus_actors.rest.http import RouteSpec, accepted, etag_of, read_json, recursion, sync
+from incus_actors.rest.http import RouteSpec, accepted, check_etag, etag_of, read_json, recursion, sync
 from incus_actors.rest.volume_requests import ONE, address, here, start, use_cases, volume_url
+from incus_actors.services.volume_snapshots import editable
 
 if TYPE_CHECKING:
     from incus_actors.gateway.operations import Operation
@@ -67,20 +68,29 @@ async def post_snapshots(request: web.Request) -> web.StreamResponse:
 async def get_snapshot(request: web.Request) -> web.StreamResponse:
     """One snapshot."""
     found = use_cases(request).snapshots.get(address(request), _name(request))
-    return sync(found, etag=etag_of([found.name, found.description, found.expires_at]))
+    return sync(found, etag=etag_of(editable(found)))
 
 
 async def put_snapshot(request: web.Request) -> web.StreamResponse:
     """Change description and expiry."""
-    put = await read_json(request, SnapshotPut)
-    await use_cases(request).snapshots.update(address(request), _name(request), put, caller=caller(request))
-    return sync()
+    return await _change(request, patch=False)
 
 
 async def patch_snapshot(request: web.Request) -> web.StreamResponse:
     """Change one of description and expiry."""
+    return await _change(request, patch=True)
+
+
+async def _change(request: web.Request, *, patch: bool) -> web.StreamResponse:
     put = await read_json(request, SnapshotPut)
-    await use_cases(request).snapshots.update(address(request), _name(request), put, patch=True, caller=caller(request))
+    await use_cases(request).snapshots.update(
+        address(request),
+        _name(request),
+        put,
+        patch=patch,
+        expect=lambda current: check_etag(request, current),
+        caller=caller(request),
+    )
     return sync()
 
 

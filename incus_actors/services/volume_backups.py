@@ -285,7 +285,7 @@ class VolumeBackupService:
         except BaseException:
             await self._tools.take_back(row)
             raise
-        self._tools.lifecycle("storage-volume-created", row, caller)
+        self._tools.created(row, caller)
 
     async def import_iso(self, pool: str, project: str, name: str, upload: Path, caller: Any = None) -> None:
         """Make an ISO volume of a file. Raises what the operation shows."""
@@ -304,7 +304,7 @@ class VolumeBackupService:
         except BaseException:
             await self._tools.take_back(row)
             raise
-        self._tools.lifecycle("storage-volume-created", row, caller)
+        self._tools.created(row, caller)
 
     async def _new_row(self, pool: str, project: str, post: VolumesPost, content: str) -> VolumeRow:
         try:

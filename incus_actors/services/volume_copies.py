@@ -103,7 +103,7 @@ class VolumeCopyService:
         except BaseException:
             await tools.take_back(row)
             raise
-        tools.lifecycle("storage-volume-created", row, caller)
+        tools.created(row, caller)
 
     def _find(self, project: str, source: VolumeSource) -> _Copy:
         tools = self._tools

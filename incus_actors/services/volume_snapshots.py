@@ -19,7 +19,7 @@ from incus_actors.errors import BadRequestError, ConflictError, NotFoundError
 from incus_actors.model.config_values import parse_expiry_s
 from incus_actors.model.volumes import Snapshot, SnapshotPut, SnapshotsPost
 from incus_actors.services import project_guard
-from incus_actors.services.proposing import DuplicateError, TransactionConflictError, propose
+from incus_actors.services.proposing import DuplicateError, Expect, TransactionConflictError, propose
 from incus_actors.services.volume_tools import NOT_FOUND, NOT_ON_MEMBER, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.volumes import SnapshotRow, VolumeRow
@@ -122,16 +122,26 @@ class VolumeSnapshotService:
             await tools.ask(DeleteSnapshot(tools.spec(row), post.name))
             await tools.propose(transactions.delete_snapshot(snapshot_id))
             raise
-        tools.lifecycle("storage-volume-snapshot-created", row, caller, suffix=f"/snapshots/{post.name}")
+        suffix = f"/snapshots/{post.name}"
+        tools.lifecycle("storage-volume-snapshot-created", row, caller, suffix=suffix, type=row.type)
 
     # --- changing and deleting ------------------------------------------------------------------------------
 
     async def update(
-        self, address: VolumeAddress, name: str, put: SnapshotPut, *, patch: bool = False, caller: Any = None
+        self,
+        address: VolumeAddress,
+        name: str,
+        put: SnapshotPut,
+        *,
+        patch: bool = False,
+        expect: Expect | None = None,
+        caller: Any = None,
     ) -> None:
-        """Change description and expiry. Raises NotFoundError, BadRequestError."""
+        """Change description and expiry. Raises NotFoundError, BadRequestError, PreconditionFailedError."""
         row = self._tools.find_here(address)
         found = self._find(row, name)
+        if expect is not None:
+            expect(editable(found))
         description = found.description if patch and put.description is None else put.description or ""
         expires_at = "" if put.expires_at is None else normal_time(put.expires_at)
         if put.expires_at is None and patch:
@@ -174,7 +184,7 @@ class VolumeSnapshotService:
             if renamed:
                 await tools.ask(RenameSnapshot(tools.spec(row), new, name))
             await tools.propose(transactions.set_snapshot_phase(found.id, phase, ""))
-        tools.lifecycle("storage-volume-snapshot-renamed", row, caller, suffix=f"/snapshots/{new}")
+        tools.lifecycle("storage-volume-snapshot-renamed", row, caller, suffix=f"/snapshots/{new}", old_name=name)
 
     def check_delete(self, address: VolumeAddress, name: str) -> None:
         """Raise NotFoundError before the operation begins."""
@@ -281,6 +291,11 @@ def normal_time(text: str) -> str:
     except ValueError as error:
         raise BadRequestError(f'parsing time "{text}": {error}') from None
     return rfc3339(moment)
+
+
+def editable(snapshot: SnapshotRow | Snapshot) -> object:
+    """Return what the ETag of a snapshot covers."""
+    return [snapshot.name, snapshot.description, snapshot.expires_at or ZERO_TIME]
 
 
 def _shown(row: SnapshotRow, name: str, content: str) -> Snapshot:

@@ -199,10 +199,15 @@ class VolumeTools:
             _log.warning("volume %s in storage pool %s is not taken back yet: %s", row.name, row.pool, error)
             self.system.ref(STORAGE_PATH).tell(RepairVolumes(abandoned=row.id))
 
-    def lifecycle(self, action: str, row: VolumeRow, caller: Any, *, name: str = "", suffix: str = "") -> None:
-        """Tell everybody."""
+    def created(self, row: VolumeRow, caller: Any) -> None:
+        """Tell everybody that a volume has come."""
+        where = {"location": row.location} if self.identity.clustered else {}
+        self.lifecycle("storage-volume-created", row, caller, **where, type=row.type)
+
+    def lifecycle(
+        self, action: str, row: VolumeRow, caller: Any, *, name: str = "", suffix: str = "", **context: str
+    ) -> None:
+        """Tell everybody; `context` is what Incus says besides."""
         project = "" if row.project == "default" else f"?project={row.project}"
         source = f"/1.0/storage-pools/{row.pool}/volumes/{row.type}/{name or row.name}{suffix}{project}"
-        self.host.lifecycle(
-            action, source, project=row.project, caller=caller, context={"type": row.type}, name=name or row.name
-        )
+        self.host.lifecycle(action, source, project=row.project, caller=caller, context=context, name=name or row.name)

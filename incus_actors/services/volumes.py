@@ -150,7 +150,7 @@ class VolumeService:
         except BaseException:
             await self._tools.take_back(row)
             raise
-        self._tools.lifecycle("storage-volume-created", row, caller)
+        self._tools.created(row, caller)
 
     async def new_row(
         self, pool: str, project: str, post: VolumesPost, content: str, *, instead_of: int | None = None
@@ -206,7 +206,7 @@ class VolumeService:
         expect: Expect | None = None,
         caller: Any = None,
     ) -> None:
-        """Replace or merge description and config, or restore a snapshot. Raises NotFoundError, MemberError (500),
+        """Replace or merge description and config; restore a snapshot, then only with a config that. Raises NotFoundError, MemberError (500),
         PreconditionFailedError."""
 
         async def attempt() -> VolumeRow:
@@ -215,7 +215,8 @@ class VolumeService:
                 expect(editable(_shown(row, Uses())))
             if put.restore:
                 await self._restore(row, put.restore)
-                return row
+                if put.config is None:
+                    return row
             given = config_keys.without_empty(put.config)
             config = config_keys.merged(row.config, (put.config or {}).items()) if patch else given
             keep = patch and put.description is None
@@ -224,8 +225,10 @@ class VolumeService:
             return row
 
         changed = await until_unchanged(attempt)
-        action = "storage-volume-restored" if put.restore else "storage-volume-updated"
-        self._tools.lifecycle(action, changed, caller)
+        if put.restore:
+            self._tools.lifecycle("storage-volume-restored", changed, caller, snapshot=put.restore)
+        if not put.restore or put.config is not None:
+            self._tools.lifecycle("storage-volume-updated", changed, caller)
 
     async def _change(self, row: VolumeRow, description: str, config: dict[str, str], unset: list[str]) -> None:
         tools = self._tools
@@ -283,7 +286,7 @@ class VolumeService:
             await tools.ask(RenameVolume(new, old))
             await tools.propose(transactions.set_phase(row.id, tools.host.member_id(), phase, ""))
             raise
-        tools.lifecycle("storage-volume-renamed", row, caller, name=post.name)
+        tools.lifecycle("storage-volume-renamed", row, caller, name=post.name, old_name=row.name)
 
     def check_move(self, address: VolumeAddress, post: VolumePost) -> VolumeRow:
         """Return the volume that is to get another name or pool. Raises what forbids it."""

@@ -10,7 +10,7 @@ from instance_kit import machines, until
 
 from incus_actors.domain import transactions_volumes as transactions
 from incus_actors.drivers.base import DriverError, PoolSpec, VolumeSpec
-from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError
+from incus_actors.errors import BadRequestError, ConflictError, MemberError, NotFoundError, PreconditionFailedError
 from incus_actors.model.volumes import SnapshotPut, SnapshotsPost, VolumePut, VolumesPost
 from incus_actors.services import volume_snapshots as rules
 from incus_actors.services.volume_tools import VolumeAddress
@@ -94,6 +94,11 @@ async def test_life_of_snapshots(machine):
     assert list((root(machine) / "custom-snapshots").iterdir()) == []
     assert machine.database.scalar("SELECT COUNT(*) FROM storage_volumes_snapshots") == 0
     assert machine.database.scalar("SELECT COUNT(*) FROM storage_volumes_snapshots_config") == 0
+    told = {action: rest["context"] for action, _, rest in machine.events}
+    assert told["storage-volume-created"] == told["storage-volume-snapshot-created"] == {"type": "custom"}
+    assert told["storage-volume-snapshot-renamed"] == {"old_name": "mine"}
+    assert told["storage-volume-restored"] == {"snapshot": "mine"}
+    assert told["storage-volume-snapshot-deleted"] == {}
     assert machine.actions == [
         "storage-volume-created",
         "storage-volume-snapshot-created",
@@ -203,3 +208,30 @@ def test_patterns_that_cannot_be_read(pattern, text):
 def test_expiry():
     assert rules.expiry("", NOW) == ""
     assert rules.expiry("1d 2H", NOW) == "2026-03-05T07:06:07.000000Z"
+
+
+async def test_a_snapshot_that_others_changed_is_not_overwritten(machine):
+    await snap(machine, "s1")
+    snapshots, seen = machine.volumes.snapshots, []
+    await snapshots.update(V1, "s1", SnapshotPut(description="one"), expect=seen.append)
+    assert seen == [["s1", "", "0001-01-01T00:00:00Z"]]
+    assert rules.editable(snapshots.get(V1, "s1")) == ["s1", "one", "0001-01-01T00:00:00Z"]
+
+    def refuse(_current: object) -> None:
+        raise PreconditionFailedError("ETag doesn't match")
+
+    with pytest.raises(PreconditionFailedError):
+        await snapshots.update(V1, "s1", SnapshotPut(description="two"), patch=True, expect=refuse)
+    assert snapshots.get(V1, "s1").description == "one"
+
+
+async def test_a_volume_is_restored_and_changed_at_once(machine):
+    data = root(machine) / "custom/default_v1/data"
+    data.write_text("one")
+    await snap(machine, "s1")
+    data.write_text("two")
+    put = VolumePut(restore="s1", config={"user.x": "1"}, description="d")
+    await machine.volumes.life.update(V1, put)
+    shown = machine.volumes.life.get(V1)
+    assert (data.read_text(), shown.config, shown.description) == ("one", {"user.x": "1"}, "d")
+    assert machine.actions[-2:] == ["storage-volume-restored", "storage-volume-updated"]

@@ -127,7 +127,7 @@ def test_volumes_of_every_member_through_any(incus, cluster, incus_on) -> None:
         (["create", "nope", "bad"], "Storage pool not found"),
         (["create", "fast", "bad", "--target", "m9"], "Cluster member not found"),
         (["delete", "fast", "nope"], "Storage pool volume not found"),
-        (["delete", "fast", "v1", "--target", "m2"], "Storage pool volume not found"),
+        (["delete", "fast", "v1", "--target", "m2"], "Storage volume not found"),
     ):
         assert incus.fails("storage", "volume", *words) == f"Error: {text}"
 
@@ -150,6 +150,53 @@ def test_snapshots(incus, cluster, incus_on) -> None:
     assert "already in use" in incus.fails("storage", "volume", "snapshot", "create", "fast", "s", "yours")
     other("storage", "volume", "snapshot", "delete", "fast", "s", "yours")
     assert "yours" not in incus("storage", "volume", "info", "fast", "s")
+
+
+def raw(incus, method: str, path: str, body: object = None) -> dict[str, object]:
+    given = [] if body is None else ["-d", json.dumps(body)]
+    answer: dict[str, object] = json.loads(incus("query", "--raw", "-X", method, *given, path))
+    return answer
+
+
+def test_the_shape_of_answers(incus, btrfs) -> None:
+    of_pool = f"/1.0/storage-pools/{btrfs}/volumes"
+    custom = f"{of_pool}/custom"
+    for member in ("m1", "m3"):
+        incus("storage", "volume", "create", btrfs, "v1", "--target", member)
+        incus("storage", "volume", "snapshot", "create", btrfs, "v1", "s1", "--target", member)
+    listed = raw(incus, "GET", of_pool)["metadata"]
+    for member in ("m1", "m3"):
+        assert f"{custom}/v1?target={member}" in listed
+        assert f"{custom}/v1/snapshots/s1?target={member}" in listed
+    shown = raw(incus, "GET", f"{custom}/v1%2Fs1?target=m3")["metadata"]
+    assert (shown["name"], shown["location"]) == ("v1/s1", "m3")
+    for method, code, text in (
+        ("PUT", 500, "Volume name cannot be a snapshot"),
+        ("PATCH", 400, "Invalid volume name"),
+        ("POST", 400, "Invalid volume name"),
+        ("DELETE", 400, 'Invalid storage volume "v1/s1"'),
+    ):
+        answer = raw(incus, method, f"{custom}/v1%2Fs1?target=m3", {})
+        assert (answer["error_code"], answer["error"]) == (code, text)
+    missing = raw(incus, "GET", f"{custom}/v1?target=m2")
+    assert (missing["error_code"], missing["error"]) == (404, "Storage volume not found")
+    nameless = raw(incus, "POST", f"{custom}/nosuch", {"name": "a/b"})
+    assert nameless["error"] == "Storage volume names may not contain slashes"
+    copied = raw(
+        incus,
+        "POST",
+        f"{custom}?target=m3",
+        {"name": "v1", "source": {"type": "copy", "pool": btrfs, "name": "v1", "location": "m1"}},
+    )
+    assert (copied["error_code"], copied["error"]) == (409, "Volume by that name already exists")
+    filtered = raw(incus, "GET", f"{custom}?filter=name")
+    assert (filtered["error_code"], filtered["error"]) == (500, "Invalid filter: clause has no operator")
+    snapshot = raw(incus, "POST", f"{custom}/v1/snapshots?target=m1", {"name": "s2"})["metadata"]
+    assert snapshot["resources"] == {
+        "storage_volume_snapshots": [f"{custom}/v1/snapshots/s2"],
+        "storage_volumes": [f"{custom}/v1"],
+    }
+    incus("query", "--wait", f"/1.0/operations/{snapshot['id']}/wait")
 
 
 def test_attached_while_it_runs(incus, cluster, incus_on) -> None:
@@ -239,7 +286,7 @@ def test_what_one_member_cannot_make_nobody_keeps(incus, cluster, tmp_path) -> N
     assert incus.fails("storage", "create", "part", "dir") == "Error: Pool not defined on nodes: m2, m3"
     incus("storage", "create", "part", "dir", f"source={tmp_path}/missing", "--target", "m2")
     incus("storage", "create", "part", "dir", "--target", "m3")
-    assert "does not exist" in incus.fails("storage", "create", "part", "dir")
+    assert "doesn't exist" in incus.fails("storage", "create", "part", "dir")
     shown = incus("storage", "show", "part")
     assert "status: Pending" in shown
     assert not (cluster.members[0].directory / "storage-pools/part").exists()

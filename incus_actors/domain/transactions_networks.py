@@ -295,11 +295,20 @@ def rename(network_id: int, old: str, new: str) -> Transaction:
 
 
 def retire(network_id: int, name: str) -> Transaction:
-    """Nothing new may use the network, and its members remove it. Conflict "gone" or "in_use"."""
+    """Nothing new may use the network, and its members remove it; those that are pending have nothing to remove.
+
+    Conflict "gone" or "in_use".
+    """
+    pending = "SELECT node_id FROM networks_nodes WHERE network_id = ? AND state = ?"
     return Transaction(
         statements=(
             Statement("UPDATE networks SET state = ? WHERE id = ?", (PENDING, network_id)),
             Statement("DELETE FROM networks_config WHERE network_id = ? AND key = ?", (network_id, ERROR_KEY)),
+            Statement(
+                f"DELETE FROM networks_config WHERE network_id = ? AND node_id IN ({pending})",
+                (network_id, network_id, PENDING),
+            ),
+            Statement("DELETE FROM networks_nodes WHERE network_id = ? AND state = ?", (network_id, PENDING)),
             Statement("UPDATE networks_nodes SET state = ? WHERE network_id = ?", (DELETING, network_id)),
             Statement(
                 "DELETE FROM networks WHERE id = ? AND NOT EXISTS (SELECT 1 FROM networks_nodes WHERE network_id = ?)",

@@ -342,8 +342,7 @@ class NetworkChanges:
     async def delete(self, project: str, name: str) -> None:
         """Delete a network on every member. Raises NotFoundError, BadRequestError (in use), MemberError."""
         row = self._networks.row(project, name)
-        if row.state is NetworkState.CREATED:
-            await self._shares.check_present(row.members)
+        await self._shares.check_present(id_ for id_, state in row.members.items() if state is not NetworkState.PENDING)
         try:
             await propose(self._consensus, transactions.retire(row.id, name))
         except TransactionConflictError as conflict:

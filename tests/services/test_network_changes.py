@@ -449,6 +449,14 @@ async def test_nothing_is_removed_while_the_links_of_a_member_are_away(two, monk
     assert (get(two).status, get(two).locations) == ("Created", ["node1", "node2"])
 
 
+async def test_what_is_only_pending_needs_no_member_to_be_deleted(two):
+    await pending(two)
+    two.online.discard(2)
+    await two.services.network_changes.delete("default", "br0")
+    assert row(two) is None
+    assert two.database.scalar("SELECT COUNT(*) FROM networks_config") == 0
+
+
 async def test_deletion_over_two_members(two):
     await created(two)
     two.online.discard(2)

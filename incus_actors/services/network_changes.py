@@ -204,7 +204,7 @@ class NetworkChanges:
         if row is None or not row.members:
             if kind != "bridge" or row is not None:
                 raise MemberError("Network not pending on any node (use --target <node> first)")
-            self._shares.check_online(names)
+            await self._shares.check_present(names)
             await self._define(post, kind, config, names)
             return
         lacking = [name for id_, name in names.items() if id_ not in row.members]
@@ -212,7 +212,7 @@ class NetworkChanges:
             raise MemberError(f"Network not defined on nodes: {', '.join(lacking)}")
         own = {id_: row.local.get(id_, {}) for id_ in row.members}
         complete = self._complete(row.name, row.type, shared, own, new=True, error=MemberError)
-        self._shares.check_online(row.members)
+        await self._shares.check_present(row.members)
         description = row.description if post.description is None else post.description
         try:
             await propose(

@@ -60,16 +60,12 @@ class NetworkShares:
             reachable=self._reachable,
         )
 
-    def check_online(self, members: Iterable[int]) -> None:
-        """Raise MemberError when one of them can't be reached."""
-        for member_id in members:
-            if not self._reachable(member_id):
-                raise peer_down(self._address(member_id))
-
     async def check_present(self, members: Iterable[int]) -> None:
         """Raise MemberError when one of them can't be reached, or its links stay away: nothing has been changed yet."""
         wanted = set(members)
-        self.check_online(wanted)
+        for member_id in sorted(wanted):
+            if not self._reachable(member_id):
+                raise peer_down(self._address(member_id))
         waited_for = wanted & {peer.id for peer in self._consensus.status().peers}
         absence = Absence(self._consensus)
         while True:

@@ -121,6 +121,8 @@ async def test_external_interfaces(driver):
     with pytest.raises(DriverError, match=r"^Only unconfigured network interfaces can be bridged$"):
         await driver.ensure(spec(bridge__external_interfaces="ext0"))
     assert not link("br0")
+    with pytest.raises(DriverError, match=r'^External interface "ext1" already in use$'):
+        await driver.ensure(spec(bridge__external_interfaces="ext1/ext0/5"))
 
 
 async def test_parents(driver):

@@ -175,6 +175,8 @@ class Links:
             if len(words) == 3 and self.find(name) is None:
                 self.vlan_up({"name": name, "parent": words[1], "vlan": int(words[2]), "mark": request["mark"]})
             link = self.find(name)
+            if len(words) == 3 and link is not None and not _is_vlan(link):
+                raise Refused(f'External interface "{name}" already in use')
             if link is None:
                 problems.append(f'External interface "{name}" of network "{request["name"]}" not found')
                 continue
@@ -348,6 +350,11 @@ class Links:
         for route in request["gone"]:
             if route in present:
                 self._route("del", index, route, "boot")
+
+
+def _is_vlan(link: Any) -> bool:
+    info = link.get_attr("IFLA_LINKINFO")
+    return info is not None and info.get_attr("IFLA_INFO_KIND") == "vlan"
 
 
 def _wanted(request: Request) -> dict[str, Any]:

@@ -44,6 +44,8 @@ _TUNED: Final = (
 _NA_TARGET: Final = "@nh,384,128"
 _NA_STATION: Final = "@nh,528,48"
 _PLUGGED: Final = "plugged"  #: in the file: it came while the container ran, so liblxc does not know of it
+#: In the file, of an interface of the host: what it was like there.
+_WAS: Final = ("was.hwaddr", "was.mtu")
 _MADE: Final = ("nictype", "parent", "name", "hwaddr", "mtu", "vlan", "mode", "queue.tx.length")
 
 
@@ -78,7 +80,20 @@ def _file(spec: InstanceSpec) -> Path:
 
 
 def _made(nic: Nic) -> dict[str, str]:
-    return {key: value for key, value in nic.items() if key not in _TUNED and key != _PLUGGED}
+    return {key: value for key, value in _asked(nic).items() if key not in _TUNED}
+
+
+def _asked(nic: Nic) -> dict[str, str]:
+    """Return a nic of the file without what only we note."""
+    return {key: value for key, value in nic.items() if key != _PLUGGED and key not in _WAS}
+
+
+async def _as_it_was(helper: NetworkHelper, nic: Nic) -> dict[str, str]:
+    """Return what must be noted of an interface of the host before it is given away. Raises DriverError."""
+    if nic["nictype"] != "physical":
+        return {}
+    found = await helper.call("link_facts", {"name": nic_parent(nic)})
+    return {"was.hwaddr": str(found["hwaddr"]), "was.mtu": str(found["mtu"])}
 
 
 async def prepare(helper: NetworkHelper, spec: InstanceSpec) -> None:
@@ -87,6 +102,10 @@ async def prepare(helper: NetworkHelper, spec: InstanceSpec) -> None:
     note(spec, nics)
     for name, nic in nics.items():
         try:
+            was = await _as_it_was(helper, nic)
+            if was:
+                nics[name] = {**nic, **was}
+                note(spec, nics)
             if nic["nictype"] in PAIRED:
                 await helper.call("nic_pair", _request(nic, 0))
             await _tune(helper, nic)
@@ -107,17 +126,18 @@ async def plug(helper: NetworkHelper, spec: InstanceSpec, pid: int) -> None:
         note(spec, there)
     for name, nic in wanted.items():
         before = there.get(name, {})
-        if {key: value for key, value in before.items() if key != _PLUGGED} == nic:
+        if _asked(before) == nic:
             continue
         try:
             if name not in there:
+                was = await _as_it_was(helper, nic)
                 await helper.call("nic_add", _request(nic, pid))
-                before = there[name] = {**_made(nic), _PLUGGED: "1"}
+                before = there[name] = {**_made(nic), **was, _PLUGGED: "1"}
                 note(spec, there)
             await _tune(helper, nic, before)
         except DriverError as error:
             raise DriverError(f'Failed to start device "{name}": {error}') from error
-        there[name] = {**nic, _PLUGGED: "1"} if _PLUGGED in before else nic
+        there[name] = {**nic, **{key: before[key] for key in (_PLUGGED, *_WAS) if key in before}}
         note(spec, there)
 
 
@@ -138,6 +158,8 @@ async def ended(helper: NetworkHelper, spec: InstanceSpec) -> None:
             await _untune(helper, nic)
             if nic.get("nictype") in PAIRED:
                 await helper.call("nic_remove", _request(nic, 0))
+            elif "was.mtu" in nic:
+                await helper.call("link_restore", _request(nic, 0))
         except DriverError as error:  # the next start, or the next look, tries again
             log.warning("%s: what nic %s leaves can't be removed: %s", spec.name, name, error)
             return
@@ -155,6 +177,7 @@ def _request(nic: Nic, pid: int) -> dict[str, Any]:
         "mtu": int(nic.get("mtu") or 0),
         "mode": nic.get("mode", ""),
         "queue": int(nic.get("queue.tx.length") or 0),
+        "was": {"address": nic.get("was.hwaddr", ""), "mtu": int(nic.get("was.mtu") or 0)},
         "pid": pid,
     }
 

@@ -127,6 +127,31 @@ async def test_a_plugged_interface_of_the_host_comes_back(lxc_machine: Machine, 
     assert "phy0" in links()
 
 
+@pytest.mark.parametrize("plugged", [True, False])
+async def test_an_interface_of_the_host_is_as_it_was_afterwards(
+    lxc_machine: Machine, running: InstanceSpec, plugged: bool
+) -> None:
+    ip("link", "add", "phy0", "address", "02:00:00:00:00:07", "type", "veth", "peer", "name", "phy1")
+    device = {"type": "nic", "nictype": "physical", "parent": "phy0", "hwaddr": "00:16:3e:00:00:77", "mtu": "1400"}
+    spec = replace(running, devices={"x": {**device, "name": "eth1"}})
+    if plugged:
+        await lxc_machine.driver.update_devices(spec)
+    else:
+        await lxc_machine.driver.stop(running, force=True)
+        await lxc_machine.driver.start(spec)
+        await lxc_machine.driver.update_devices(spec)  # nothing is done twice
+    inside = await sh(lxc_machine, spec, "ip link show eth1")
+    assert "mtu 1400" in inside
+    assert "00:16:3e:00:00:77" in inside
+    if plugged:
+        await lxc_machine.driver.update_devices(running)
+    else:
+        await lxc_machine.driver.stop(spec, force=True)
+    outside = ip("link", "show", "phy0")
+    assert "mtu 1500" in outside
+    assert "02:00:00:00:00:07" in outside
+
+
 async def test_what_cannot_be_plugged_leaves_nothing(lxc_machine: Machine, running: InstanceSpec) -> None:
     before = links()
     for device, reason in (

@@ -314,7 +314,22 @@ class Links:
                     there.link("del", index=index)
                 else:
                     there.link("set", index=index, state="down")
+                    _restore(there, index, request)
                     there.link("set", index=index, net_ns_pid=home, ifname=request["parent"])
+        return {}
+
+    def link_facts(self, request: Request) -> Answer:
+        """Return MAC address and MTU of an interface of the host, nothing if there is none."""
+        link = self.find(request["name"])
+        if link is None:
+            return {"hwaddr": "", "mtu": 0}
+        return {"hwaddr": link.get_attr("IFLA_ADDRESS") or "", "mtu": link.get_attr("IFLA_MTU") or 0}
+
+    def link_restore(self, request: Request) -> Answer:
+        """Make an interface that liblxc has given back what it was; nothing happens if it did not come back."""
+        link = self.find(request["parent"])
+        if link is not None:
+            _restore(self.ip, link["index"], request)
         return {}
 
     def nic_tune(self, request: Request) -> Answer:
@@ -350,6 +365,12 @@ class Links:
         for route in request["gone"]:
             if route in present:
                 self._route("del", index, route, "boot")
+
+
+def _restore(ip: Any, index: int, request: Request) -> None:
+    was = {key: value for key, value in request["was"].items() if value}
+    if was:
+        ip.link("set", index=index, **was)
 
 
 def _is_vlan(link: Any) -> bool:
@@ -444,6 +465,7 @@ def main() -> None:
             for name in (
                 *("owned", "exists", "bridge_up", "bridge_down", "vlan_up", "link_down"),
                 *("nic_pair", "nic_add", "nic_remove", "nic_tune", "nic_unroute"),
+                *("link_facts", "link_restore"),
             )
         }
         while message := receive(control):

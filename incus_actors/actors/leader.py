@@ -31,7 +31,7 @@ from incus_actors.actors.ref import ActorRef
 from incus_actors.actors.system import ActorSystem
 from incus_actors.consensus.api import Consensus
 from incus_actors.consensus.configuration import encode_configuration
-from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, swapped, voter_ids, without
+from incus_actors.consensus.policy import MemberHealth, PlanPacer, leaves_a_majority, plan, swapped, voter_ids, without
 from incus_actors.consensus.types import Configuration, Member, RaftRole, Role
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.domain import transactions_members as members_tx
@@ -213,11 +213,19 @@ class LeaderActor(Actor):
         if wish.graceful:
             guards = (*transaction.guards, *members_tx.removal_guards(wish.member_id))
             transaction = replace(transaction, guards=guards)
+        self._check_majority(wish.member_id)
         outcome = await tools.consensus.propose(transaction)
         if not outcome.applied:
             raise ConflictError(f"Member {wish.name} can't be removed: {outcome.label or outcome.error}")
         await self._change(self._with_rows)
         log.info("removed member %d (%s)", wish.member_id, wish.name)
+
+    def _check_majority(self, member_id: int) -> None:
+        """Before a member is forgotten in the database: see that the voters without it can go on."""
+        status = self._tools.consensus.status()
+        members = status.configuration.target
+        if not leaves_a_majority(members, self._without(members, {member_id}), self._health(), status.member_id):
+            raise UnavailableError("Too few of the other voters of the database answer: they can't go on without it")
 
     async def _move(self, wish: MoveMember) -> None:
         """Only the member itself says where it listens."""

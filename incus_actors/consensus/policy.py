@@ -89,6 +89,15 @@ def swapped(
     return (*stays, replace(newcomer, role=Role.SPARE if spare else Role.STANDBY))
 
 
+def leaves_a_majority(
+    members: tuple[Member, ...], left: tuple[Member, ...], health: Mapping[MemberId, MemberHealth], leader: MemberId
+) -> bool:
+    """Return whether the voters that are `left` of `members` can go on: a majority of them answers (rule 8 of 3.9).
+    The core refuses a step to others; whoever is to forget a member asks before it is forgotten elsewhere."""
+    view = _View(Configuration(left), health, leader)
+    return voter_ids(left) == voter_ids(members) or 2 * sum(map(view.answers, view.voters)) > len(view.voters)
+
+
 def wanted_voters(members: int, max_voters: int) -> int:
     """Return how many voters are best: one of one or two members, then an odd number up to `max_voters`."""
     if members < 3:

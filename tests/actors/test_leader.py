@@ -7,7 +7,8 @@ from cluster_kit import Server, servers, until
 
 from incus_actors.actors import leader
 from incus_actors.actors.leader_messages import Nudge, RemoveMember, RemoveRaftNode
-from incus_actors.consensus.types import Configuration, Role
+from incus_actors.consensus.policy import VOTER_OFFLINE_AFTER_MS
+from incus_actors.consensus.types import Configuration, RaftRole, Role
 from incus_actors.domain import transactions_cluster as cluster_tx
 from incus_actors.errors import ApiError, MemberError
 from incus_actors.security import certificates
@@ -114,3 +115,19 @@ async def test_a_removed_voter_is_replaced_in_the_same_step(tmp_path, message):
         await until(lambda: first.consensus.status().configuration.members().keys() == {1, 3, 4}, 20)
         voters = {voters for found in seen for voters in found.voter_sets()}
         assert voters == {frozenset({1, 2, 3}), frozenset({1, 3, 4})}
+
+
+async def test_nobody_is_removed_without_whom_the_voters_have_no_majority(tmp_path):
+    """One of three is away: without the other one the leader could not decide anything, not even to take it back."""
+    async with servers(tmp_path, 3, clustered=True) as made:
+        first = made[0]
+        await until(lambda: sum("database" in m.roles for m in first.cases.members.members()) == 3, 40)
+        made[2].cut_off()
+        await until(lambda: first.consensus.status().health()[3].contact_age_ms > VOTER_OFFLINE_AFTER_MS, 20)
+        ask = leader.leader_ref(first.actors, first.consensus).ask
+        with pytest.raises(ApiError, match=r"Too few of the other voters"):
+            await ask(RemoveMember(2, "node2"), deadline_s=20)
+        assert names(first) == ["node1", "node2", "node3"]
+        assert first.consensus.status().role is RaftRole.LEADER
+        await ask(RemoveMember(3, "node3"), deadline_s=20)
+        assert names(first) == ["node1", "node2"]

@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from incus_actors.consensus.policy import MemberHealth, PlanPacer, plan, swapped, wanted_voters, without
+from incus_actors.consensus.policy import (
+    MemberHealth,
+    PlanPacer,
+    leaves_a_majority,
+    plan,
+    swapped,
+    wanted_voters,
+    without,
+)
 from incus_actors.consensus.types import Configuration, Member, Role
 
 LETTERS = {"V": Role.VOTER, "S": Role.STANDBY, "P": Role.SPARE}
@@ -162,6 +170,24 @@ def test_who_leaves_is_replaced_in_the_same_step(
 ) -> None:
     found = without(configuration(roles).old, gone, health(states), 3)
     assert letters(found) == expected, why
+
+
+@pytest.mark.parametrize(
+    ("roles", "states", "gone", "fine"),
+    [
+        ("VVV", "uuu", 2, True),
+        ("VVV", "uud", 2, False),  # 1 and 3 would be left, and 3 is away
+        ("VVV", "uud", 3, True),
+        ("VVVS", "uudu", 2, True),  # the standby votes instead
+        ("VVVSS", "uuduu", 4, True),  # the voters stay as they are
+        ("VVVVV", "uuudd", 2, False),
+        ("VVVVV", "uuudd", 5, True),
+    ],
+)
+def test_who_is_left_must_be_able_to_go_on(roles: str, states: str, gone: int, fine: bool) -> None:
+    members = configuration(roles).old
+    others = {member: known for member, known in health(states).items() if member != 1}  # as the leader, 1, sees it
+    assert leaves_a_majority(members, without(members, {gone}, others, 5), others, 1) is fine
 
 
 def test_the_failure_domain_of_the_one_that_leaves_is_free_again() -> None:

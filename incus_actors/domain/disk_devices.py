@@ -111,6 +111,8 @@ def _check_place(device: Device, *, container: bool) -> None:
             raise BadRequestError('Root disk entry may not have a "source" property set')
         if not pool:
             raise BadRequestError('Root disk entry must have a "pool" property set')
+        if device.get("recursive"):
+            raise BadRequestError("The recursive option is only supported for additional bind-mounted paths")
         return
     if not source or (container and not path and not pool):
         raise BadRequestError('Disk entry is missing the required "source" or "path" property')

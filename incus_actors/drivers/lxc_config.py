@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from incus_actors.domain.instances import is_root_disk
 from incus_actors.drivers.base import IdMapEntry, InstanceSpec
 from incus_actors.drivers.idmap import lxc_lines
 from incus_actors.drivers.limits import Machine, limit_files
@@ -201,8 +202,11 @@ def _privileges(spec: InstanceSpec, facts: LxcMachine) -> list[tuple[str, str]]:
     if not idmap and not spec.privileged:
         raise BadRequestError("No id map for an unprivileged instance")
     items = [("lxc.idmap", line) for line in lxc_lines(idmap)]
-    if idmap and facts.idmapped_mounts:
-        items.append(("lxc.rootfs.options", "idmap=container"))
+    options = ["idmap=container"] if idmap and facts.idmapped_mounts else []
+    if any(is_root_disk(device) and is_true(device.get("readonly")) for device in spec.devices.values()):
+        options.append("ro")
+    if options:
+        items.append(("lxc.rootfs.options", ",".join(options)))
     if spec.privileged:
         items += [
             ("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed:force"),

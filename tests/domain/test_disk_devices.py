@@ -36,6 +36,7 @@ PLACE = 'Disk entry is missing the required "source" or "path" property'
             'Cannot use both "required" and deprecated "optional" properties at the same time',
         ),
         ({**ROOT, "source": "/tmp"}, 'Root disk entry may not have a "source" property set'),
+        ({**ROOT, "recursive": "true"}, "The recursive option is only supported for additional bind-mounted paths"),
         ({"type": "disk", "path": "/"}, 'Root disk entry must have a "pool" property set'),
         ({"type": "disk", "path": "/x", "pool": "p"}, PLACE),
         ({**PATH, "path": "/x/.."}, 'Invalid disk path "/x/..": only a root disk can be at "/"'),

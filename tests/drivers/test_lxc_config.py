@@ -120,6 +120,11 @@ def test_a_nic() -> None:
     assert host_interface(replace(named, config={"volatile.eth0.host_name": "a/b"}), "eth0").startswith("veth")
 
 
+def test_a_root_disk_may_be_read_only() -> None:
+    root = {"type": "disk", "path": "/", "pool": "local", "readonly": "true"}
+    assert config(replace(SPEC, devices={"root": root}))["lxc.rootfs.options"] == ["idmap=container,ro"]
+
+
 def test_disks_are_no_matter_of_liblxc() -> None:
     disk = {"type": "disk", "source": "/srv/my data", "path": "/mnt/d", "readonly": "true"}
     root = {"type": "disk", "path": "/", "pool": "local"}

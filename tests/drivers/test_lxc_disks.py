@@ -183,7 +183,12 @@ async def test_a_volume_is_there_from_the_start(lxc_machine: Machine, tmp_path: 
     for bad, reason in ((tmp_path / "missing", "Missing source path"), (Path("/proc"), "map the owners of /proc")):
         with pytest.raises(DriverError, match=f"Failed to start .*{reason}"):
             await lxc_machine.driver.start(replace(spec, devices={"v": disk(bad, "/srv/v", shift="true")}))
-    await lxc_machine.driver.start(replace(spec, devices={}))
+    root = {"type": "disk", "path": "/", "pool": "p", "readonly": "true"}
+    nowhere = replace(spec, devices={"root": root, "v": disk(volume, "/not/there", shift="true")})
+    with pytest.raises(DriverError, match=r"Failed to start .*Read-only file system"):  # found out inside the container
+        await lxc_machine.driver.start(nowhere)
+    await lxc_machine.driver.start(replace(spec, devices={"root": root}))
+    assert await sh(lxc_machine, spec, "touch /x 2>/dev/null; echo $?") == "1\n"
 
 
 def test_only_what_matters_is_compared(tmp_path: Path) -> None:

@@ -197,12 +197,12 @@ def remove_target(target: str, made: str) -> None:
 
 def hook(path: str) -> int:
     """Run as liblxc's hook; the reason of a failure goes into a file for the daemon."""
-    try:
-        begin(path, os.environ["LXC_PID"])
-    except (Refused, OSError, KeyError) as error:
-        with open(f"{path}.error", "w") as file:
+    with open(f"{path}.error", "w") as file:  # now: later we may be inside, where no such path is
+        try:
+            begin(path, os.environ["LXC_PID"])
+        except (Refused, OSError, KeyError) as error:
             file.write(str(error))
-        return 1
+            return 1
     return 0
 
 

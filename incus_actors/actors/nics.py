@@ -20,6 +20,7 @@ from incus_actors.domain.nics import (
     Devices,
     NetworkFacts,
     Seen,
+    check_nic,
     missing_volatile,
     running_volatile,
     stale_volatile,
@@ -27,7 +28,7 @@ from incus_actors.domain.nics import (
 )
 from incus_actors.domain.transactions_instances import InstanceChange
 from incus_actors.drivers.base import DriverError, NetworkInterface
-from incus_actors.errors import ApiError, ConflictError, UnavailableError
+from incus_actors.errors import ApiError, BadRequestError, ConflictError, UnavailableError
 from incus_actors.model.transaction import Guard, Transaction
 from incus_actors.state.queries import instances as queries
 from incus_actors.state.queries import networks as network_queries
@@ -112,7 +113,14 @@ async def leases_here(system: ActorSystem, network: str) -> list[tuple[str, str,
 
 
 async def check_start(host: Host, record: InstanceRecord) -> None:
-    """Raise BadRequestError if a nic of an instance gets in the way of another."""
+    """Raise BadRequestError if a nic of an instance gets in the way of another, or its network has changed so that it can't
+    be given any more."""
+    networks, project = host.networks(record.project), host.networks_project(record.project)
+    for name, nic in _nics(record).items():
+        try:
+            check_nic(name, nic, networks, project=project)
+        except BadRequestError as error:
+            raise BadRequestError(f'Failed start validation for device "{name}": {error}') from None
     await _check_conflicts(host, record, dict.fromkeys(_nics(record), "start"))
 
 

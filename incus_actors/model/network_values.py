@@ -124,9 +124,9 @@ def network(version: int) -> Rule:
     """Return the rule for a subnet, its host bits zero."""
 
     def check(value: str) -> None:
-        found = _cidr(value, version)
+        found = _cidr(value, version, what="network")
         if found.ip != found.network.network_address:
-            raise ValueError(f'Not an IPv{version} network "{value}"')
+            raise ValueError(f'Not an IPv{version} network address "{value}"')
 
     return check
 
@@ -155,7 +155,7 @@ def bridge_address(version: int) -> Rule:
     return check
 
 
-def _cidr(value: str, version: int) -> Interface:
+def _cidr(value: str, version: int, *, what: str = "address") -> Interface:
     address, slash, prefix = value.partition("/")
     if not slash or not _NUMBER.fullmatch(prefix):
         raise ValueError(f"invalid CIDR address: {value}")
@@ -164,7 +164,7 @@ def _cidr(value: str, version: int) -> Interface:
     except ValueError:
         raise ValueError(f"invalid CIDR address: {value}") from None
     if found.version != version:
-        raise ValueError(f'Not an IPv{version} address "{value}"')
+        raise ValueError(f'Not an IPv{version} {what} "{value}"')
     return found
 
 
@@ -193,7 +193,7 @@ def dhcp_routes(value: str) -> None:
         else:
             ip_address(4)(word)
     if len(words) % 2:
-        raise ValueError("IPv4 routes must be pairs of a subnet and a gateway")
+        raise ValueError(f"missing gateway for route {words[-1]}")
 
 
 # -- reading valid values ---------------------------------------------------------------------------------------------

@@ -233,6 +233,19 @@ async def test_filtered_nics_get_addresses_of_their_own(nics_machine):
     assert "volatile.eth0.last_state.ip_addresses" not in machine.config("c3")
 
 
+async def test_a_nic_whose_network_has_changed_since_is_told_of_at_the_start(nics_machine):
+    machine = nics_machine
+    await machine.create("c1", devices={"eth0": {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9"}})
+    await machine.execute(
+        "UPDATE networks_config SET value = '10.7.0.1/24' WHERE key = 'ipv4.address'", topic="networks"
+    )
+    with pytest.raises(BadRequestError) as refused:
+        await (await actor(machine, "c1")).ask(Start(), deadline_s=5)
+    assert str(refused.value) == (
+        'Failed start validation for device "eth0": Device IP address "10.0.0.9" not within network "b1" subnet'
+    )
+
+
 async def test_what_an_instance_of_another_member_has_is_in_nobodys_way(nics_machine):
     machine = nics_machine
     nic = {"type": "nic", "network": "b1", "ipv4.address": "10.0.0.9", "hwaddr": "00:16:3e:00:00:01"}

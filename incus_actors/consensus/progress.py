@@ -114,11 +114,11 @@ class Progress:
         self.next = self.match + 1
 
     def become_replicate(self) -> None:
-        """Stream entries optimistically."""
+        """Stream entries optimistically, from what the member has: a probe ahead of that is forgotten with the flight."""
         self.state = ProgressState.REPLICATE
         self.snapshot = None
         self.forget_flight()
-        self.next = max(self.next, self.match + 1)
+        self.next = self.match + 1
 
     def become_snapshot(self, now_ms: int) -> None:
         """Stop sending entries: the ones it needs are gone."""

@@ -126,7 +126,7 @@ def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool |
     calm = rng.random() < 0.04
     careless = not calm and rng.random() < 0.03
     voters = rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5))
-    return Plan(
+    plan = Plan(
         seed=seed,
         chaos_ms=chaos_ms,
         voters=3 if calm else voters,
@@ -147,6 +147,8 @@ def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool |
         steady_ms=3_000 if rng.random() < 0.1 else 1_000,
         events=_events(rng, chaos_ms, calm),
     )
+    # Drawn last, so that older seeds keep all else that they had.
+    return replace(plan, limits=replace(plan.limits, inflight_bytes=rng.choice((1 << 20, 1 << 20, 400))))
 
 
 def _network(rng: random.Random, calm: bool) -> NetworkPlan:

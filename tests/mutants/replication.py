@@ -165,6 +165,17 @@ REPLICATION = (
         ("progress.Progress.may_send", "len(self.in_flight) < limits.inflight_appends", "True"),
     ),
     mutant(
+        "probe_counts_as_sent",
+        "our simulator, seed 300164 (2026-11-30)",
+        "a probe that is forgotten because of an older answer leaves a gap that nothing closes",
+        "replication_probe_overtaken_by_an_older_answer",
+        (
+            "progress.Progress.become_replicate",
+            "self.next = self.match + 1",
+            "self.next = max(self.next, self.match + 1)",
+        ),
+    ),
+    mutant(
         "window_counts_no_bytes",
         "hashicorp/raft pipeline, etcd MaxInflightBytes",
         "megabytes of entries are put before the next heartbeat to a member that catches up",

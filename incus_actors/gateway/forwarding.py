@@ -166,6 +166,10 @@ class Forwarder:
             raise MemberError(NOT_READY, remedy=f"member {member_id} has no address")
         return address
 
+    def offline(self, member_id: int) -> str:
+        """Return since when nothing was heard of a member, "" unless it counts as offline."""
+        return self._offline(member_id)
+
     async def forward(
         self, request: web.Request, member_id: int, *, body: bytes | None = None, upgrades: int = 0
     ) -> web.StreamResponse:

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from incus_actors.errors import MemberError
+from incus_actors.gateway.forwarding import NOT_READY
 from incus_actors.services.volume_streams import StreamRequest
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class MemberVolumes:
                     raise MemberError(f"Member {member_id} answered {response.status}: {text}")
                 yield _reported(response.content.iter_chunked(_CHUNK_BYTES), member_id)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError, TimeoutError) as error:
-            raise MemberError(f"Failed getting the volume from member {member_id}: {error}") from error
+            reason = self._forwarder.offline(member_id)
+            raise MemberError(f"{NOT_READY}: {reason}" if reason else NOT_READY) from error
 
 
 async def _reported(chunks: AsyncIterator[bytes], member_id: int) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ removes its own share when it sees that (`PoolKeeper`), so that a crash in betwe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from incus_actors.consensus.api import Consensus
 from incus_actors.domain import transactions_storage as transactions
@@ -253,9 +253,9 @@ class StoragePoolService:
             raise ConflictError("The members of the cluster are changing, try again") from None
         await self._make_or_undo(self._row(post.name).id, post.name, forget=True)
 
-    def _require_online(self, names: Mapping[int, str]) -> None:
-        """Raise MemberError when a member that has to make its share isn't there."""
-        for member_id in names:
+    def _require_online(self, members: Iterable[int]) -> None:
+        """Raise MemberError when a member that has to make or remove its share isn't there."""
+        for member_id in members:
             if member_id != self._identity.member_id and not self._online(member_id):
                 raise peer_down(member_address(self._database, member_id))
 
@@ -362,6 +362,7 @@ class StoragePoolService:
         row = self._row(name)
         if any(use.kind != "image" for use in queries.pool_uses(self._database, row.id, name)):
             raise BadRequestError(_IN_USE)
+        self._require_online(row.members)  # otherwise nothing is removed anywhere
         try:
             await propose(self._consensus, transactions.retire_pool(row.id, name))
         except TransactionConflictError as conflict:

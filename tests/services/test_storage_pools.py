@@ -404,6 +404,22 @@ async def test_after_a_join_the_share_of_every_pool_is_made(kit):
     assert list(kit.pools.made) == ["p1"]
 
 
+async def test_a_pool_is_deleted_only_when_everybody_with_a_share_is_there(kit, monkeypatch):
+    storage = kit.services.storage
+    await kit.become_clustered()
+    await kit.add_member(2, "node2")
+    for name in ("node1", "node2"):
+        await storage.create(post(), name)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(storage.create(post()))
+        group.create_task(node2_makes_its_share(kit, "p1"))
+    monkeypatch.setattr(storage, "_online", lambda _member_id: False)
+    with pytest.raises(MemberError, match=r"^peer node 10\.0\.0\.2:8443 is down$"):
+        await storage.delete("p1")
+    assert storage.get("p1").status == "Created"
+    assert "p1" in kit.pools.made
+
+
 async def test_members_that_leave_hold_nothing_up(kit):
     storage = kit.services.storage
     await kit.become_clustered()

@@ -250,6 +250,9 @@ class World:
 
     def _send(self, member: MemberId, effect: fx.Send) -> None:
         self.safety.sending(self.machines[member], effect.envelope)
+        self._put_under_way(effect)
+
+    def _put_under_way(self, effect: fx.Send) -> None:
         self.network.line = self.line
         self.network.send(effect.envelope)
 
@@ -307,11 +310,13 @@ class World:
         del self.writes[member][: len(chosen)]
         for write in chosen:
             self.machines[member].write(write)
+            for send in write.then:  # what it promises is judged by this write: the next one may take entries back
+                self.safety.sending(self.machines[member], send.envelope)
         self.step(member, ev.LogWritten(chosen[-1].write_id))
         for write in chosen:
             for send in write.then:
                 if self.cores.get(member) is core:
-                    self._send(member, send)
+                    self._put_under_way(send)
         return len(chosen)
 
     def apply(self, member: MemberId, count: int | None = None) -> int:

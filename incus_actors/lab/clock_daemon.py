@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import runpy
 import struct
 import time
 from collections.abc import Callable
@@ -48,6 +49,4 @@ def _ahead(clock: Callable[[], N], offset: Callable[[], N]) -> Callable[[], N]:
 
 if __name__ == "__main__":
     install(Path(os.environ[VARIABLE]))
-    from incus_actors.cli.daemon import main
-
-    main()
+    runpy.run_module("incus_actors.cli.daemon", run_name="__main__", alter_sys=True)  # as `python -m` does

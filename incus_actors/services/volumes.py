@@ -51,8 +51,9 @@ class VolumeService:
     # --- reading --------------------------------------------------------------------------------------------
 
     def locate(self, address: VolumeAddress) -> int | None:
-        """Return the member that has a volume. Raises NotFoundError, MemberError when several have it."""
-        return self._tools.find(address).node_id
+        """Return the member that has a volume, or the volume of a snapshot "volume/snapshot". Raises NotFoundError,
+        MemberError when several have it."""
+        return self._tools.find(replace(address, name=address.name.partition("/")[0])).node_id
 
     def all_of(
         self, pool: str, project: str | None, type_: str | None = None, member_id: int | None = None

@@ -157,6 +157,7 @@ async def test_a_snapshot_is_shown_as_a_volume_too(machine):
     shown = machine.volumes.life.get(at("v1/s1"))
     assert (shown.name, shown.type, shown.config, shown.description) == ("v1/s1", "custom", {"user.a": "b"}, "d")
     assert (await machine.volumes.life.state(at("v1/s1"))).usage is None
+    assert machine.volumes.life.locate(at("v1/s1")) == machine.volumes.life.locate(at("v1"))
     for name in ("v1/s2", "v2/s1"):
         with pytest.raises(NotFoundError, match=r"^Storage pool volume not found$"):
             machine.volumes.life.get(at(name))

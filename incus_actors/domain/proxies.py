@@ -80,15 +80,22 @@ def _ports(text: str) -> list[int]:
     found: list[int] = []
     for item in text.split(","):
         first, dash, last = item.partition("-")
-        low, high = _port(first), _port(last) if dash else _port(first)
-        if high < low or len(found) + high - low + 1 > _PORTS_MAX:
+        if "-" in last:
+            raise ValueError(f'Invalid port range "{item}"')
+        low = _port(first)
+        high = _port(last) if dash else low
+        if dash and high <= low:
+            raise ValueError("End port should be higher than start port")
+        if len(found) + high - low + 1 > _PORTS_MAX:
             raise ValueError(f'Invalid port range "{item}"')
         found += range(low, high + 1)
     return found
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= 65535:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+    if not 0 < int(text) <= 65535:
         raise ValueError(f'Invalid port number "{text}"')
     return int(text)
 

@@ -175,6 +175,7 @@ class InstancesSupervisor(Actor):
         for record in fine:
             if self._host.driver.status(self._host.status_spec(record)) is not RunStatus.STOPPED:
                 await self._note_power(record, "RUNNING")
+                (await self._ref(record)).tell(ProfilesChanged())  # they may have been changed while we were away
             elif _should_run(record) and not evacuated:
                 await self._autostart(record)
             elif not evacuated:

@@ -34,6 +34,18 @@ async def test_instances_outlive_the_daemon_and_are_watched_again(machine):
     assert machine.driver.calls.count("start c1") == 1
 
 
+async def test_what_profiles_became_meanwhile_is_taken_over(machine):
+    await machine.create(start=True)
+    await machine.stop()
+    await machine.execute("INSERT INTO profiles_devices (profile_id, name, type) VALUES (1, 'nu', 3)", topic="profiles")
+    for key in ("source", "path"):
+        await machine.execute(
+            "INSERT INTO profiles_devices_config (profile_device_id, key, value) VALUES (2, ?, '/dev/null')", key
+        )
+    await machine.start()
+    await until(lambda: "nu" in machine.driver.devices.get("c1", {}))
+
+
 async def test_after_a_reboot_what_ran_runs_again_by_priority(machine):
     await machine.create("a", start=True)
     await machine.create("b", start=True, config={"boot.autostart.priority": "5"})

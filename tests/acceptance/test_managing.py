@@ -105,11 +105,11 @@ def test_a_silent_member_is_offline_and_nobody_waits_for_it(fresh_cluster: LabCl
     ):
         begin = time.monotonic()
         answer = incus.fails(*command)
-        assert time.monotonic() - begin < 1, command
+        assert time.monotonic() - begin < 5, command  # at once, where nobody else works: never after a time-out
         assert "m3 is offline" in answer, command
     begin = time.monotonic()
     incus("cluster", "list")
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert incus("cluster", "show", three.name)
     assert incus("cluster", "set", three.name, "user.a=1") == ""
     wait_for(lambda: "Offline cluster member" in incus("warning", "list"), "a warning", timeout_s=5)

@@ -82,4 +82,4 @@ def test_a_hostile_expression_is_refused_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(ApiError, match="too costly"):
         filter_objects([{"name": "a" * 60 + "!"}], "name eq (a+)+$")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # else: years

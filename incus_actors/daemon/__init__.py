@@ -7,7 +7,11 @@ should decide.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import tempfile
+from pathlib import Path
 
 from incus_actors import logs
 from incus_actors.consensus.log_format import AMNESIA_NAME
@@ -42,6 +46,19 @@ def run(settings: Settings, *, log_level: int) -> int:
     except Exception:
         log.exception("the daemon ends")
         code = 1
-    if code and daemon.disk_failed:
+    if code and (daemon.disk_failed or disk_fails(settings.database_directory)):
         code = DISK_FAILED
     return START_ANEW if marker.exists() and not known else code
+
+
+def disk_fails(directory: Path) -> bool:
+    """Whether what is written there is lost just now. Whoever reads the state may notice it before the log does, and
+    then calls it a damaged file."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"?")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        return problem.errno in (errno.EIO, errno.EROFS)
+    return False

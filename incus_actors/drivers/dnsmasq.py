@@ -251,7 +251,7 @@ class Dnsmasq:
         with os.fdopen(os.memfd_create("dnsmasq", os.MFD_CLOEXEC), "w+b") as errors:
             child = Child([program, *argv[1:]], stderr=errors)
             deadline = time.monotonic() + _READY_S
-            while not ready.exists():  # written once all its sockets are bound
+            while not _written_pid(ready):  # once all its sockets are bound
                 if child.exit_code >= 0 or time.monotonic() > deadline:
                     child.kill()
                     code = await child.wait()
@@ -266,11 +266,8 @@ class Dnsmasq:
 
     def _adopt(self) -> None:
         """Take over the process that an earlier daemon has started: its command line names our file."""
-        try:
-            pid = int((self._directory / _READY).read_text())
-        except (OSError, ValueError):
-            return
-        identity = processes.identity_of(pid)
+        pid = _written_pid(self._directory / _READY)
+        identity = processes.identity_of(pid) if pid else None
         if identity is not None and f"--pid-file={self._directory / _READY}" in _command(pid):
             self._watch(identity)
 
@@ -325,6 +322,14 @@ class Dnsmasq:
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
         self._identity = self._ended = None
+
+
+def _written_pid(path: Path) -> int:
+    """Return what a pid-file says; 0 if it isn't there, or is there and still empty."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _command(pid: int) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from netns_kit import inside, ip, namespace, needs_network, open_directory, station
@@ -207,6 +208,22 @@ async def test_the_next_daemon_takes_it_over(driver, process):
     await driver.serve(again, spec(ipv4__address="none", ipv6__address="none"))
     assert not again.running
     again.release()
+
+
+async def test_who_finds_a_pid_file_finds_the_pid(driver, process, monkeypatch):
+    """dnsmasq makes the file before it writes it: who looked too early could never end the process."""
+    real, looks = Path.read_text, []
+
+    def slow(path, *args, **kwargs):
+        if path.name == "dnsmasq.pid" and len(looks) < 3:
+            looks.append(path)
+            return ""
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", slow)
+    await driver.serve(process, spec())
+    assert len(looks) == 3
+    assert process.pid > 0
 
 
 async def test_removal_ends_a_process_of_an_earlier_daemon(driver, process):

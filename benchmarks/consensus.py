@@ -28,6 +28,7 @@ from incus_actors.consensus.bootstrap import create_joiner, create_standalone
 from incus_actors.consensus.configuration import decode_configuration, encode_configuration
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import Configuration, Member, Role
+from incus_actors.errors import UnavailableError
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.transport.address import PeerAddress, format_address
 from incus_actors.transport.control_lane import ControlLane
@@ -65,20 +66,27 @@ async def measure(runtime: ConsensusRuntime, what: str, clients: int, seconds: f
 
 async def measure_open(runtime: ConsensusRuntime, per_second: int, seconds: float) -> dict[str, Any]:
     """Write at a fixed rate, whatever the answers do; a write's time begins when it was due, so that what waits behind
-    a slow one is counted (a closed loop asks less when it is answered late: coordinated omission)."""
+    a slow one is counted (a closed loop asks less when it is answered late: coordinated omission). What is refused because
+    too much waits already is told by number."""
     took: list[float] = []
+    refused = 0
     begin = time.perf_counter()
 
     async def write(number: int, due: float) -> None:
-        await runtime.propose(Transaction((Statement(PUT, (number * 31 % KEYS, VALUE)),)))
-        took.append((time.perf_counter() - due) * 1000)
+        nonlocal refused
+        try:
+            await runtime.propose(Transaction((Statement(PUT, (number * 31 % KEYS, VALUE)),)))
+        except UnavailableError:
+            refused += 1
+        else:
+            took.append((time.perf_counter() - due) * 1000)
 
     async with asyncio.TaskGroup() as writes:
         for number in range(round(per_second * seconds)):
             due = begin + number / per_second
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             writes.create_task(write(number, due))
-    return {**summary(took, time.perf_counter() - begin), "offered": per_second, "count": len(took)}
+    return {**summary(took, time.perf_counter() - begin), "offered": per_second, "refused": refused, "count": len(took)}
 
 
 def summary(took_ms: list[float], seconds: float) -> dict[str, Any]:
@@ -293,6 +301,8 @@ def show(row: dict[str, Any]) -> None:
     text = "{where:19} {what:16} "
     text += "at {offered:5.0f}/s    " if "offered" in row else "{clients:3} clients "
     text += "{per_second:8}/s  p50 {p50_ms:7} ms  p99 {p99_ms:7} ms  p99.9 {p999_ms:7} ms"
+    if row.get("refused"):
+        text += "  {refused} refused"
     if "cpu_s_per_1000" in row:
         text += "  {cpu_s_per_1000:6} s of CPU for 1000"
     if "range" in row:

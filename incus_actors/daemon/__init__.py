@@ -47,6 +47,7 @@ def run(settings: Settings, *, log_level: int) -> int:
         log.exception("the daemon ends")
         code = 1
     if code and (daemon.disk_failed or disk_fails(settings.database_directory)):
+        log.critical("the disk of %s has failed: what is written there is lost", settings.database_directory)
         code = DISK_FAILED
     return START_ANEW if marker.exists() and not known else code
 

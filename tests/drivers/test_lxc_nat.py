@@ -91,9 +91,10 @@ async def test_rules_come_and_go_with_the_device_also_over_a_killed_daemon(lxc_m
 
 
 def heard(port: int) -> str:
-    script = f"exec 3<>/dev/tcp/10.99.0.1/{port} && head -1 <&3"
+    """What is said there. Between two answers nobody listens for a moment, so it is tried again."""
+    script = f"for i in $(seq 100); do exec 3<>/dev/tcp/10.99.0.1/{port} && head -1 <&3 && exit; sleep 0.05; done"
     return subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=10, check=False
+        ["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False
     ).stdout.strip()
 
 

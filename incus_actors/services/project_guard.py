@@ -82,10 +82,15 @@ def check_volume(
 
 def volume_guards(db: Reader, project: str, project_id: int) -> tuple[Guard, ...]:
     """Return guards (label "changed") that hold while nobody else adds a volume to a project with limits."""
-    if not any(key.startswith("limits.disk") for key in config_of(db, project)):
-        return ()
     sql = "SELECT COUNT(*) FROM storage_volumes WHERE project_id = ?"
-    return (Guard(sql, (project_id,), ((int(db.scalar(sql, (project_id,))),),), "changed"),)
+    return _count_guards(db, project, project_id, "limits.disk", sql, "changed")
+
+
+def _count_guards(db: Reader, project: str, project_id: int, limits: str, sql: str, label: str) -> tuple[Guard, ...]:
+    """Return a guard that what `sql` counts of a project stays, if the project has limits that begin like that."""
+    if not any(key.startswith(limits) for key in config_of(db, project)):
+        return ()
+    return (Guard(sql, (project_id,), ((int(db.scalar(sql, (project_id,))),),), label),)
 
 
 def _matters(config: Config) -> bool:
@@ -112,10 +117,8 @@ def check_creation(db: Reader, project: str, new: Subject, given: Config) -> Non
 
 def room_guards(db: Reader, project: str, project_id: int) -> tuple[Guard, ...]:
     """Return guards (label "room") that hold while nobody else adds an instance to a project with limits."""
-    if not any(key.startswith("limits.") for key in config_of(db, project)):
-        return ()
     sql = "SELECT COUNT(*) FROM instances WHERE project_id = ?"
-    return (Guard(sql, (project_id,), ((int(db.scalar(sql, (project_id,))),),), "room"),)
+    return _count_guards(db, project, project_id, "limits.", sql, "room")
 
 
 def check_update(db: Reader, record: InstanceRecord, config: Config, devices: Devices) -> None:

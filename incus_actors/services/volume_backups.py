@@ -137,7 +137,7 @@ class VolumeBackupService:
             raise ConflictError(f'Backup "{post.name}" already exists') from None
         except TransactionConflictError:
             raise NotFoundError(NOT_FOUND) from None
-        found = queries.snapshots(tools.host.database(), [row.id]).get(row.id, [])
+        found = tools.snapshots(row)
         kept = () if post.volume_only else tuple(snapshot for snapshot in found if not snapshot.phase)
         try:
             await self._write(_Work(row, kept, post))

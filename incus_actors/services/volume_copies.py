@@ -25,7 +25,6 @@ from incus_actors.services.progress import Report, progress_text
 from incus_actors.services.volume_streams import StreamRequest, VolumeFetcher, VolumeSender
 from incus_actors.services.volume_tools import VolumeAddress, VolumeTools
 from incus_actors.services.volumes import VolumeService
-from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.volumes import SnapshotRow, VolumeRow
 
 COPY_CONFIG = "Failed generating volume copy config: "
@@ -120,7 +119,7 @@ class VolumeCopyService:
                 f' pool "{source.pool}": Storage volume not found'
             ) from None
         tools.check_idle(row)
-        found = [s for s in queries.snapshots(tools.host.database(), [row.id]).get(row.id, []) if not s.phase]
+        found = [s for s in tools.snapshots(row) if not s.phase]
         if not snapshot:
             return _Copy(row, None, () if source.volume_only else tuple(found))
         for candidate in found:

@@ -103,7 +103,7 @@ class VolumeSchedule:
             _log.warning("no scheduled snapshot of volume %s in storage pool %s: %s", row.name, row.pool, error)
 
     async def _expire(self, row: VolumeRow, now: str) -> None:
-        for snapshot in queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, []):
+        for snapshot in self._tools.snapshots(row):
             if snapshot.expires_at and snapshot.expires_at <= now and not snapshot.phase:
                 try:
                     await self._snapshots.delete_row(row, snapshot)

@@ -21,7 +21,6 @@ from incus_actors.model.volumes import Snapshot, SnapshotPut, SnapshotsPost
 from incus_actors.services import project_guard
 from incus_actors.services.proposing import DuplicateError, Expect, TransactionConflictError, propose
 from incus_actors.services.volume_tools import NOT_FOUND, NOT_ON_MEMBER, VolumeAddress, VolumeTools
-from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.volumes import SnapshotRow, VolumeRow
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -44,28 +43,19 @@ class VolumeSnapshotService:
     def all_of(self, address: VolumeAddress) -> list[Snapshot]:
         """Return the snapshots of a volume, the oldest first; their names begin with the volume's, as Incus has it."""
         row = self._tools.find(address)
-        return [_shown(found, f"{row.name}/{found.name}", "") for found in self._rows(row)]
+        return [_shown(found, f"{row.name}/{found.name}", "") for found in self._tools.snapshots(row)]
 
     def names(self, address: VolumeAddress) -> list[str]:
         """Return the names of the snapshots of a volume, the oldest first."""
-        return [found.name for found in self._rows(self._tools.find(address))]
+        return [found.name for found in self._tools.snapshots(self._tools.find(address))]
 
     def get(self, address: VolumeAddress, name: str) -> Snapshot:
         """Return one snapshot. Raises NotFoundError."""
         row = self._tools.find(address)
-        found = self._find(row, name)
+        found = self._tools.snapshot(row, name)
         shown = _shown(found, found.name, row.content)
         shown.expires_at = shown.expires_at or ZERO_TIME  # in lists it is null
         return shown
-
-    def _rows(self, row: VolumeRow) -> list[SnapshotRow]:
-        return queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, [])
-
-    def _find(self, row: VolumeRow, name: str) -> SnapshotRow:
-        for found in self._rows(row):
-            if found.name == name:
-                return found
-        raise NotFoundError(NOT_FOUND)
 
     # --- creating -------------------------------------------------------------------------------------------
 
@@ -78,7 +68,7 @@ class VolumeSnapshotService:
         project_guard.check_may(self._tools.host.database(), address.project, "snapshot")
         if row.content == "iso":
             raise BadRequestError('Volume of content type "iso" does not support snapshots')
-        taken = {found.name for found in self._rows(row)}
+        taken = {found.name for found in self._tools.snapshots(row)}
         if not post.name:
             post.name = next_name(row.config.get("snapshots.pattern", ""), taken, self._now())
         check_snapshot_name(post.name)
@@ -139,7 +129,7 @@ class VolumeSnapshotService:
     ) -> None:
         """Change description and expiry. Raises NotFoundError, BadRequestError, PreconditionFailedError."""
         row = self._tools.find_here(address)
-        found = self._find(row, name)
+        found = self._tools.snapshot(row, name)
         if expect is not None:
             expect(editable(found))
         description = found.description if patch and put.description is None else put.description or ""
@@ -164,13 +154,13 @@ class VolumeSnapshotService:
         check_snapshot_name(new)
         row = tools.find_here(address)
         try:
-            found = self._find(row, name)
+            found = self._tools.snapshot(row, name)
         except NotFoundError:
             raise NotFoundError(
                 f'Storage volume "{row.name}/{name}" in project "{row.project}" of type "{row.type}" does not exist on'
                 f' pool "{row.pool}": {NOT_ON_MEMBER}'
             ) from None
-        if any(other.name == new for other in self._rows(row)):
+        if any(other.name == new for other in self._tools.snapshots(row)):
             raise ConflictError(f'Snapshot "{new}" already in use')
         phase = mark(tools.host, transactions.RENAMING, new)
         await tools.propose(transactions.set_snapshot_phase(found.id, "", phase))
@@ -188,13 +178,13 @@ class VolumeSnapshotService:
 
     def check_delete(self, address: VolumeAddress, name: str) -> None:
         """Raise NotFoundError before the operation begins."""
-        self._find(self._tools.find_here(address), name)
+        self._tools.snapshot(self._tools.find_here(address), name)
 
     async def delete(self, address: VolumeAddress, name: str, caller: Any = None) -> None:
         """Remove a snapshot. Raises NotFoundError, DriverError."""
         tools = self._tools
         row = tools.find_here(address)
-        await self.delete_row(row, self._find(row, name))
+        await self.delete_row(row, self._tools.snapshot(row, name))
         tools.lifecycle("storage-volume-snapshot-deleted", row, caller, suffix=f"/snapshots/{name}")
 
     async def delete_row(self, row: VolumeRow, found: SnapshotRow) -> None:

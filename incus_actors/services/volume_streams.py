@@ -77,7 +77,7 @@ class VolumeSender:
         return stream if not limit else slowed(stream, parse_size(limit))
 
     def _snapshots(self, row: VolumeRow) -> list[str]:
-        found = queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, [])
+        found = self._tools.snapshots(row)
         return [snapshot.name for snapshot in found if not snapshot.phase]
 
     @asynccontextmanager

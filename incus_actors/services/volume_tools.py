@@ -29,7 +29,7 @@ from incus_actors.state.queries import instances as instance_queries
 from incus_actors.state.queries import storage as pool_queries
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.storage import PoolRow
-from incus_actors.state.queries.volumes import VolumeRow
+from incus_actors.state.queries.volumes import SnapshotRow, VolumeRow
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +110,17 @@ class VolumeTools:
         row = self.find(address, here=True)
         self.check_idle(row)
         return row
+
+    def snapshots(self, row: VolumeRow) -> list[SnapshotRow]:
+        """Return the snapshots of a volume."""
+        return queries.snapshots(self.host.database(), [row.id]).get(row.id, [])
+
+    def snapshot(self, row: VolumeRow, name: str) -> SnapshotRow:
+        """Return one snapshot of a volume. Raises NotFoundError."""
+        for found in self.snapshots(row):
+            if found.name == name:
+                return found
+        raise NotFoundError(NOT_FOUND)
 
     def check_idle(self, row: VolumeRow) -> None:
         """Raise BadRequestError while something is under way."""

@@ -34,7 +34,7 @@ from incus_actors.services import project_guard
 from incus_actors.services.proposing import Expect, until_unchanged
 from incus_actors.services.urls import url_of
 from incus_actors.services.volume_rules import check_combination, check_instance_volume, check_name, check_new_name
-from incus_actors.services.volume_tools import EXISTS, NOT_FOUND, VolumeAddress, VolumeTools
+from incus_actors.services.volume_tools import EXISTS, VolumeAddress, VolumeTools
 from incus_actors.state.queries import volumes as queries
 from incus_actors.state.queries.storage import PoolState
 from incus_actors.state.queries.volumes import SnapshotRow, Uses, VolumeRow
@@ -83,25 +83,18 @@ class VolumeService:
         name, slash, snapshot = address.name.partition("/")
         row = self._tools.find(replace(address, name=name))
         if slash:
-            return _shown_snapshot(row, self._snapshot(row, snapshot))
+            return _shown_snapshot(row, self._tools.snapshot(row, snapshot))
         return _shown(row, queries.uses(self._tools.host.database(), pool=row.pool))
 
     async def state(self, address: VolumeAddress) -> VolumeState:
         """Return what a volume of this member uses. Raises NotFoundError, MemberError."""
         name, slash, snapshot = address.name.partition("/")
         if slash:
-            self._snapshot(self._tools.find(replace(address, name=name)), snapshot)
+            self._tools.snapshot(self._tools.find(replace(address, name=name)), snapshot)
             return VolumeState(usage=None)
         row = self._tools.find(address, here=True)
         usage: Usage = await self._tools.ask(VolumeUsage(self._tools.spec(row)), deadline_s=600)
         return VolumeState(usage=ShownUsage(used=usage.used_bytes, total=usage.total_bytes))
-
-    def _snapshot(self, row: VolumeRow, name: str) -> SnapshotRow:
-        found = queries.snapshots(self._tools.host.database(), [row.id]).get(row.id, [])
-        for snapshot in found:
-            if snapshot.name == name:
-                return snapshot
-        raise NotFoundError(NOT_FOUND)
 
     # --- creating -------------------------------------------------------------------------------------------
 
@@ -263,7 +256,7 @@ class VolumeService:
         tools = self._tools
         if tools.running_users(row):
             raise MemberError("Cannot restore custom volume used by running instances")
-        found = queries.snapshots(tools.host.database(), [row.id]).get(row.id, [])
+        found = tools.snapshots(row)
         if not any(one.name == snapshot and not one.phase for one in found):
             raise MemberError("Snapshot not found")
         await tools.ask(RestoreSnapshot(tools.spec(row), snapshot))

@@ -12,12 +12,15 @@ import grp
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.security.tls import TrustAnyClientContext
+from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ BACKLOG = 1024
 KEEPALIVE_S = 90.0  #: longer than members keep idle connections to us (gateway/forwarding.py)
 HANDSHAKE_S = 10.0
 TLS_CLOSE_S = 3.0
+LISTEN_AGAIN_S = 1.0
 UNIX_PATH_MAX = 107
 
 Address = tuple[str, int]  #: ("", port) is every address of this machine
@@ -64,6 +68,28 @@ def format_address(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Listening(socket.socket):
+    """A listening socket that says when it is none any more: the kernel closes it for an administrator (`ss -K`).
+
+    asyncio would ask it for connections for ever, as fast as it can, and log each time that it can't.
+    """
+
+    def __init__(self, listening: socket.socket, on_closed: Callable[[], None]) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self.setblocking(False)
+        self._on_closed = on_closed
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection. Raises OSError; BlockingIOError if there is none, or there will be none."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._on_closed()
+            raise BlockingIOError(errno.EAGAIN, "no connection will come here any more") from error
+
+
 def _tcp_socket(address: Address) -> socket.socket:
     host, port = address
     if host == "" and socket.has_dualstack_ipv6():
@@ -78,7 +104,6 @@ def _tcp_socket(address: Address) -> socket.socket:
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    found.setblocking(False)
     return found
 
 
@@ -148,6 +173,7 @@ class Listeners:
         self._unix: asyncio.Server | None = None
         self._unix_path: Path | None = None
         self._https: dict[Address, asyncio.Server] = {}
+        self._changing = asyncio.Lock()
         self._context: TrustAnyClientContext | None = None
 
     async def start(self) -> None:
@@ -186,6 +212,10 @@ class Listeners:
         Raises MemberError when one can't be bound; then it listens where it did before. Connections stay open.
         """
         wanted = plan_addresses(*configured, default_port=self._default_port)
+        async with self._changing:
+            await self._set_https(wanted)
+
+    async def _set_https(self, wanted: list[Address]) -> None:
         removed = {address: server for address, server in self._https.items() if address not in wanted}
         for server in removed.values():
             server.close()  # first: a wildcard and an address on the same port exclude each other
@@ -208,11 +238,36 @@ class Listeners:
             raise RuntimeError("use_certificate comes before set_https")
         return await asyncio.get_running_loop().create_server(
             self._protocol,
-            sock=_tcp_socket(address),
+            sock=_Listening(_tcp_socket(address), lambda: self._closed_for_us(address)),
             ssl=self._context,
             ssl_handshake_timeout=HANDSHAKE_S,
             ssl_shutdown_timeout=TLS_CLOSE_S,
         )
+
+    def _closed_for_us(self, address: Address) -> None:
+        server = self._https.get(address)
+        if server is None:
+            return  # it is being opened: its next attempt to accept finds it here
+        _log.error("The kernel has closed the listener on %s", format_address(address))
+        server.close()
+        spawn(self._listen_again(address, server), name=f"listen on {format_address(address)} again")
+
+    async def _listen_again(self, address: Address, closed: asyncio.Server) -> None:
+        """Until it works, or nothing shall listen there any more."""
+        while self._https.get(address) is closed:
+            async with self._changing:
+                try:
+                    server = await self._listen(address)
+                except OSError as error:
+                    _log.warning("Failed to listen on %s again: %s", format_address(address), error)
+                else:
+                    if self._https.get(address) is closed:
+                        self._https[address] = server
+                        _log.warning("Listening on %s again", format_address(address))
+                    else:  # meanwhile told to stop
+                        server.close()
+                    return
+            await asyncio.sleep(LISTEN_AGAIN_S)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; open connections go on."""

@@ -15,6 +15,7 @@ import pytest
 from gateway_kit import TestMember, client_pair, free_port, running_member, whoami
 
 from incus_actors.errors import ApiError, MemberError
+from incus_actors.rest import listeners
 from incus_actors.rest.http import RouteSpec
 from incus_actors.rest.listeners import parse_listen_address, plan_addresses, unix_socket
 
@@ -123,6 +124,58 @@ async def test_an_address_widens_to_everywhere_on_its_port(member: TestMember) -
     assert await status_of(member.address) == 200
     await member.listeners.set_https(member.address)
     assert await status_of(member.address) == 200
+
+
+def close_as_the_kernel_does(member: TestMember) -> None:
+    """What `ss -K` does to a listener: the descriptor stays, nobody listens."""
+    (server,) = member.listeners._https.values()
+    with socket.socket(fileno=os.dup(server.sockets[0].fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+async def answers(address: str) -> None:
+    """Until somebody listens there."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert await status_of(address) == 200
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def test_a_listener_that_the_kernel_closed_is_opened_again(
+    member: TestMember, caplog: pytest.LogCaptureFixture
+) -> None:
+    close_as_the_kernel_does(member)
+    await answers(member.address)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        f"The kernel has closed the listener on {member.address}"
+    ]
+    assert member.listeners.https_addresses == [member.address]
+
+
+async def test_a_closed_listener_is_opened_as_soon_as_its_port_is_free(
+    member: TestMember, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "LISTEN_AGAIN_S", 0.05)
+    close_as_the_kernel_does(member)
+    with socket.create_server(("127.0.0.1", int(member.address.rpartition(":")[2]))):
+        async with asyncio.timeout(5):
+            while "Failed to listen" not in caplog.text:
+                await asyncio.sleep(0.02)
+    await answers(member.address)
+
+
+async def test_a_closed_listener_stays_closed_where_nothing_shall_listen_any_more(member: TestMember) -> None:
+    close_as_the_kernel_does(member)
+    new = f"127.0.0.1:{free_port()}"
+    await member.listeners.set_https(new)
+    await answers(new)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await status_of(member.address)
+    assert member.listeners.https_addresses == [new]
 
 
 async def test_a_passed_socket_is_served_and_left_in_place(member: TestMember, tmp_path: Path) -> None:

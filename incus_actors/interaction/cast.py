@@ -26,6 +26,11 @@ class MemberSpec:
     down: bool = False
     amnesia: bool = False
 
+    @property
+    def last_term(self) -> Term:
+        """The term of its last entry."""
+        return self.log[-1][0] if self.log else 0
+
 
 @dataclass
 class Request:

@@ -21,7 +21,10 @@ MOST_BODY = 4 << 20
 def register(grammar: Grammar) -> None:
     """Add these commands to the grammar."""
     for usage, reader in (
-        ("propose MEMBER NAME [deadline=TIME] [kind=sql|schema|expire|check] [body=TEXT | size=BYTES]", _propose),
+        (
+            "propose MEMBER NAME [deadline=TIME] [kind=sql|schema|expire|check|delete] [body=TEXT | size=BYTES]",
+            _propose,
+        ),
         ("read MEMBER NAME [deadline=TIME]", _read),
         ("transfer MEMBER NAME [to=ID]", _transfer),
         ("change MEMBER NAME voters=IDS [standbys=IDS] [spares=IDS] [address.ID=TEXT] [domain.ID=TEXT]", _change),

@@ -25,6 +25,7 @@ from incus_actors.consensus.types import (
     Member,
     MemberId,
     RaftRole,
+    Role,
     SnapshotMark,
     Term,
     Timing,
@@ -44,6 +45,18 @@ WALL_MS = 10**12
 TICK_MS = 10
 SETTLE_ROUNDS = 500
 CoreFactory: TypeAlias = Callable[..., Core]
+
+
+def _had_elections(specs: list[MemberSpec]) -> None:
+    """Who wrote an entry was elected in its term. Where the script says too little for that, the voters whose term it
+    does not give have been in the newest term that somebody has an entry of."""
+    newest = max(spec.last_term for spec in specs)
+    voters = {spec.id for spec in specs if spec.role is Role.VOTER}
+    elected = {spec.id for spec in specs if max(spec.term, spec.last_term) >= newest}
+    if not has_majority((frozenset(voters),), elected):
+        for spec in specs:
+            if spec.id in voters and not spec.term:
+                spec.term = newest
 
 
 class World:
@@ -74,6 +87,7 @@ class World:
         self.next_key = 1
         self.counters: dict[tuple[MemberId, str], int] = {}
         self.stopped: list[Stopped] = []
+        self.ends: dict[MemberId, str] = {}  #: why those that have stopped by themselves are down
         self.snapshots: dict[str, SnapshotFile] = {}
         self.stored: dict[tuple[MemberId, str], int] = {}
         self.incarnation = 0
@@ -90,6 +104,7 @@ class World:
             raise StepFailedError("there are no members yet: begin with `members N` or `member ID`")
         self.booted = True
         specs = [self.specs[member] for member in sorted(self.specs)]
+        _had_elections(specs)
         self.genesis = Configuration(
             tuple(Member(spec.id, spec.address or f"m{spec.id}", spec.role, spec.domain) for spec in specs)
         )
@@ -131,7 +146,7 @@ class World:
         entries = build_entries(spec.log)
         for entry, (_, text) in zip(entries, spec.log, strict=True):
             self.names[entry.proposal_id] = text or f"{entry.index}/{entry.term}"
-        term = max(spec.term, entries[-1].term if entries else 0)
+        term = max(spec.term, spec.last_term)
         mark = SnapshotMark(0, 0, GENESIS_CHAIN, self.genesis, 0)
         hard = HardState(term, spec.vote)
         machine = Machine(DurableState(spec.id, CLUSTER, 1, hard, mark, entries, amnesia=spec.amnesia), spec.applied)
@@ -151,6 +166,7 @@ class World:
         """Start the process of a member. `aged`: it has been running for a while."""
         machine = self.machines[member]
         self.incarnation += 1
+        self.ends.pop(member, None)
         machine.durable = replace(machine.durable, applied=machine.state.index, incarnation=self.incarnation)
         self.clocks.setdefault(member, START_MS)
         dice = self.dice.setdefault(member, Dice(member))
@@ -189,7 +205,7 @@ class World:
             raise StepFailedError(f"there is no member {member}")
         core = self.cores.get(member)
         if core is None:
-            raise StepFailedError(f"member {member} is not running")
+            raise StepFailedError(f"member {member} is not running{self.ends.get(member, '')}")
         return core
 
     def select(self, ids: Iterable[MemberId]) -> list[MemberId]:
@@ -258,6 +274,7 @@ class World:
 
     def _fatal(self, member: MemberId, effect: fx.Fatal) -> None:
         self.stopped.append(Stopped(member, effect.kind, effect.reason, self.line))
+        self.ends[member] = f": it stopped in line {self.line} ({effect.kind}: {effect.reason})"
         if effect.kind == "amnesia":
             machine = self.machines[member]
             machine.durable = replace(machine.durable, amnesia=True)

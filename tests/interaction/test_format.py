@@ -134,6 +134,11 @@ def test_a_wrong_script_names_the_line(text: str, line: int, part: str) -> None:
         ("members 3\nexpect result a applied", 2, "nothing named 'a' was asked"),
         ("members 3\ntick 9", 2, "there is no member 9"),
         ("members 3\ncrash 2\ncampaign 2", 3, "member 2 is not running"),
+        (
+            "members 3\nelect 1\nsend 3->2 Heartbeat term=1\ndeliver\nexpect 2 term=1",
+            5,
+            "it stopped in line 4 (fatal: ",
+        ),
         ("members 3\ncomplete 1", 2, "no write that waits"),
         ("members 3\nrun 100 until 1 role=leader", 2, "not within 100 ms"),
         ("members 3\nelect 1\nmembers 2", 3, "come before every other command"),
@@ -141,7 +146,7 @@ def test_a_wrong_script_names_the_line(text: str, line: int, part: str) -> None:
         ("settle", 1, "there are no members yet"),
         ("member 1 log=1,1 applied=2\nmember 2\nmember 3\nsettle", 4, "a majority of 1,2,3\n  found:    1"),
         ("members 2 1-2=spare\nsettle", 2, "nobody is a voter"),
-        ("member 1 log=1,3\nmember 2\nmember 3\nsettle", 4, "been in that term (term=3)"),
+        ("member 1 log=1,3\nmember 2 term=1\nmember 3 term=2\nsettle", 4, "been in that term (term=3)"),
         ("members 2\ncrash all\nexpect all term=0", 3, "no member runs"),
         ("members 2\ncrash all\nrun 20 until all term=0", 3, "not within 20 ms"),
         ("members 3\nelect 1\nexpect sent PreVote", 3, "messages sent since line 2"),
@@ -194,6 +199,21 @@ def test_what_can_be_said_in_several_ways(line: str) -> None:
 def test_members_of_the_beginning_can_be_described_together() -> None:
     text = "members 9 4,5=standby 6-9=spare\nmember 1-3 term=2 log=1,2 applied=1\nelect 1\nexpect 1 "
     assert run(text + "voters=1-3 standbys=4,5 spares=6-9 log=1,2,3").passed, report(text + "log=1,2,3")
+
+
+def test_voters_whose_term_is_not_given_have_taken_part_in_the_newest_election() -> None:
+    """Figure 7 of the paper as it is printed: logs only."""
+    logs = ("1,1,1,4,4,5,5,6,6,6", "1,1,1,4,4,5,5,6,6", "1,1,1,4", "1,1,1,4,4,5,5,6,6,6,6")
+    logs += ("1,1,1,4,4,5,5,6,6,6,7,7", "1,1,1,4,4,4,4", "1,1,1,2,2,2,3,3,3,3,3")
+    text = "\n".join(f"member {member} log={log}" for member, log in enumerate(logs, 1))
+    text += "\nelect 1\nrun 200\nexpect 1 term=8\nexpect all log=1,1,1,4,4,5,5,6,6,6,8 commit=11"
+    assert run(text).passed, report(text)
+    text = "member 1 log=1\nmember 2 log=1,2\nmember 3 log=1\nmember 4 standby log=1\n"
+    assert run(text + "expect 1-3 term=2\nexpect 4 term=1").passed
+
+
+def test_terms_stay_as_they_are_where_a_majority_has_been_in_the_newest() -> None:
+    assert run("member 1-2 log=1,2\nmember 3 log=1\nexpect 3 term=1").passed
 
 
 def test_a_list_contains_items_and_not_parts_of_them() -> None:

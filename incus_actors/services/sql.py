@@ -21,7 +21,7 @@ from incus_actors.errors import BadRequestError, MemberError
 from incus_actors.identity import Identity
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.services.sql_text import dump, split_statements
-from incus_actors.state.lint import LintError, check_transaction
+from incus_actors.state.lint import LintError
 from incus_actors.state.queries import cluster as cluster_queries
 from incus_actors.state.queries import config as config_queries
 from incus_actors.state.reader import Reader
@@ -107,10 +107,9 @@ class SqlService:
     async def _write(self, statements: list[str], answers: list[_Answer]) -> list[dict[str, Any]]:
         transaction = Transaction(tuple(Statement(sql) for sql in statements), topics=TOPICS)
         try:
-            check_transaction(transaction)
-        except LintError as error:
+            outcome = await self._consensus.propose(transaction)
+        except LintError as error:  # refused, and counted, where every proposal is
             raise MemberError(f"Failed to exec query: {error}") from None
-        outcome = await self._consensus.propose(transaction)
         if not outcome.applied:
             raise MemberError(f"Failed to exec query: {outcome.error or outcome.label}")
         log.warning("%d statements of `admin sql` were run as entry %d", len(statements), outcome.index)

@@ -39,9 +39,10 @@ TOO_NEW: Final = frozenset(
     jsonb_replace jsonb_set jsonb_tree octet_length string_agg timediff unhex unistr unistr_quote
     """.split()  # noqa: SIM905  # as above
 )
-_TIME_FUNCTIONS: Final = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
+TIME_FUNCTIONS: Final = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
+ZONES: Final = frozenset({"localtime", "utc"})  #: modifiers that ask for the time zone of the member
 OVERRIDDEN: Final = frozenset(
-    {*_TIME_FUNCTIONS, "random", "randomblob", "current_date", "current_time", "current_timestamp"}
+    {*TIME_FUNCTIONS, "random", "randomblob", "current_date", "current_time", "current_timestamp"}
 )
 KNOWN: Final = ALLOWED | OVERRIDDEN
 
@@ -117,7 +118,7 @@ class DeterminismGuard:
         for name, arguments in builtin:
             if name not in KNOWN:
                 connection.create_function(name, arguments, _refusing(name))
-        for name in _TIME_FUNCTIONS:
+        for name in TIME_FUNCTIONS:
             connection.create_function(name, -1, self._time(name))
         connection.create_function("current_timestamp", 0, self._time("datetime"))
         connection.create_function("current_date", 0, self._time("date"))
@@ -147,7 +148,7 @@ class DeterminismGuard:
             for place, value in enumerate(values):
                 if isinstance(value, bytes):
                     raise ValueError(f"{name}() takes no blobs")
-                if place > position and str(value).strip().lower() in {"localtime", "utc"}:
+                if place > position and str(value).strip().lower() in ZONES:
                     raise ValueError(f"{name}() knows no time zones here")
             if len(values) > position and str(values[position]).lower() == "now":
                 values[position] = self._now

@@ -15,11 +15,11 @@ from typing import TypeAlias
 
 from incus_actors.errors import BadRequestError
 from incus_actors.model.transaction import Transaction
-from incus_actors.state.determinism import KNOWN, TOO_NEW
+from incus_actors.state.determinism import KNOWN, TIME_FUNCTIONS, TOO_NEW, ZONES
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*')
-    |(?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
+    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
+    |(?P<text>'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
     |(?P<word>[A-Za-z_][A-Za-z_0-9$]*)|(?P<number>\d[\w.]*)|(?P<open>\()|(?P<close>\))
     |(?P<other>[?:@$]\w+|.)""",
     re.VERBOSE | re.DOTALL,
@@ -38,8 +38,8 @@ class LintError(BadRequestError):
 
 @dataclass(eq=False, slots=True)
 class _Scope:
-    """What is between two parentheses, or all that is outside of any: words in upper case, quoted names with a
-    quotation mark before them, marks, and the scopes inside. `before` is the item in front of the parenthesis."""
+    """What is between two parentheses, or all that is outside of any: words in upper case, quoted names and texts with
+    their quotation mark before them, marks, and the scopes inside. `before` is the item in front of the parenthesis."""
 
     before: _Item = ""
     items: list[_Item] = field(default_factory=list)
@@ -94,6 +94,8 @@ def _scopes(sql: str) -> list[_Scope]:
             del stack[max(1, len(stack) - 1) :]
         elif kind == "name":
             items.append(f'"{text[1:-1].upper()}')
+        elif kind == "text":
+            items.append(f"'{text[1:-1].upper()}")
         elif kind != "skip":
             items.append(text.upper())
     return found
@@ -166,6 +168,10 @@ def _scope_problem(scope: _Scope) -> str:
     call = _called(scope.before)
     if scope.ordered and call not in {"", "OVER", "AS"} and items[0] not in _QUERY:
         return "ORDER BY inside an aggregate is not known to SQLite before 3.44; order a subquery in FROM"
+    if call.lower() in TIME_FUNCTIONS and any(
+        isinstance(item, str) and item[1:].strip().lower() in ZONES for item in items
+    ):
+        return f"{call.lower()}() knows no time zones: they differ from member to member"
     if call.lower() in TOO_NEW:
         return f"{call.lower()}() is not known to the oldest SQLite that a member may have"
     for place, (item, following) in enumerate(pairwise(items)):

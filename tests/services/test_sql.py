@@ -78,6 +78,7 @@ async def test_a_write_goes_through_the_log_and_everybody_is_told(tmp_path: Path
         ("DELETE FROM config; INSERT INTO nodes (id) VALUES (1)", "Failed to exec query: "),
         ("INSERT INTO config (key, value) SELECT name, name FROM nodes", "needs ORDER BY"),
         ("UPDATE config SET value = sqlite_version()", "Failed to exec query: "),
+        ("UPDATE config SET value = datetime('now', 'localtime')", "datetime() knows no time zones"),
         ("SELECT load_extension('/tmp/x')", "Failed to execute query: "),
         (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n",
@@ -100,6 +101,8 @@ async def test_what_can_not_be_is_refused_and_nothing_changes(
         assert not Path("/tmp/e2b-attached.db").exists()
         assert kit.database.scalar("SELECT value FROM config") == "1"
         assert kit.database.scalar("SELECT COUNT(*) FROM nodes") == 1
+        refused = kit.consensus.status().counters.get("proposals_refused,status=nondeterministic", 0)
+        assert refused == ("Statement refused" in str(failure.value))
 
 
 async def test_bad_requests(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def check(sql: str, *, schema: bool = False) -> None:
         "INSERT INTO t SELECT a FROM u UNION SELECT b FROM v ORDER BY 1 LIMIT 3",
         "DELETE FROM t WHERE a = :limit OR a = 1.5e1 OR a = 0xFF",
         "-- a comment; with a semicolon\nDELETE FROM t",
+        "UPDATE t SET a = datetime('now', '+1 day'), b = 'localtime', c = lower('utc')",
         'DELETE FROM "limit" WHERE `select` = [order]',
     ],
 )
@@ -63,6 +64,8 @@ def test_ordered_statements_pass(sql: str) -> None:
         ("UPDATE t SET a = 1_000", "before 3.46"),
         ("UPDATE t SET a = octet_length('x')", "oldest SQLite"),
         ("UPDATE t SET a = \"unhex\" ('61')", "oldest SQLite"),
+        ("UPDATE t SET a = datetime('now', 'localtime')", "knows no time zones"),
+        ("UPDATE t SET a = date (a, '+1 day', ' UTC ')", "knows no time zones"),
         ("DELETE FROM t; DELETE FROM u", "one statement at a time"),
         ("PRAGMA foreign_keys = OFF", "not a statement"),
         ("EXPLAIN SELECT 1", "not a statement"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from incus_actors.cli import cluster_document as document
 from incus_actors.cli.tables import FORMATS, render_table
 from incus_actors.consensus import recovery
 from incus_actors.consensus.log_files import LogError, LogLockedError
+from incus_actors.consensus.types import Member, Role
 from incus_actors.settings import incus_directory
 
 RUNNING = "The daemon is running, please stop it first."
@@ -41,6 +43,12 @@ You'll be able to permanently delete from the database all information about
 former cluster members by running "incus cluster remove <member-name> --force".
 
 See https://linuxcontainers.org/incus/docs/main/howto/cluster_recover/#recover-from-quorum-loss for more info.
+"""
+
+EDITORS = ("editor", "vi", "emacs", "nano")
+EDIT_HEADER = """\
+# Roles (voter, stand-by, spare) and addresses can be changed here. Stop every member before,
+# and make the same change on each of them.
 """
 
 REMOVE_WARNING = """\
@@ -96,8 +104,7 @@ def _must_be_stopped() -> None:
 def _confirm(warning: str, what: str) -> None:
     click.echo(warning)
     click.echo("Do you want to proceed? (yes/no): ", nl=False)
-    answer = sys.stdin.readline().strip().lower()
-    if answer not in {"yes", "y"}:
+    if sys.stdin.readline().removesuffix("\n").lower() != "yes":  # nothing shorter, as in Incus
         raise click.ClickException(f"{what} operation aborted")
 
 
@@ -108,13 +115,25 @@ def _rows() -> tuple[recovery.Overview, list[document.Row]]:
 
 
 @cluster.command("list-database")
-@click.option("-f", "--format", "form", default="table", metavar="FORMAT", help=f"Format ({'|'.join(FORMATS)})")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    default="table",
+    metavar="FORMAT",
+    help=f'Format ({"|".join(FORMATS)}), use suffix ",noheader" to disable headers and ",header" to enable it if missing, '
+    "e.g. csv,header",
+)
 def list_database(form: str) -> None:
-    """Print the addresses of the cluster members serving the database."""
+    """Print the addresses of the cluster members serving the database.
+
+    Those are the voters. All members: `cluster show`.
+    """
     with _told():
         _, rows = _rows()
+        voters = [(row.address,) for row in rows if row.role == document.ROLES[Role.VOTER]]
         try:
-            click.echo(render_table(("ADDRESS",), [(row.address,) for row in rows], form), nl=False)
+            click.echo(render_table(("ADDRESS",), voters, form), nl=False)
         except ValueError as problem:
             raise click.ClickException(str(problem)) from None
 
@@ -154,12 +173,17 @@ def edit() -> None:
     _must_be_stopped()
     with _told():
         found, before = _rows()
-        text = document.render(before)
-        after = document.parse(_edited(text))
-        document.check_edit(before, after)
+        if not _is_clustered():
+            raise click.ClickException(
+                "Can't edit cluster configuration as server isn't clustered (missing \"cluster.https_address\" config)"
+            )
+        members = found.configuration.target
+        if sys.stdin.isatty():
+            after, target = _in_editor(f"# Latest dqlite segment ID: {found.last_index}\n", members, before)
+        else:
+            after, target = _checked(sys.stdin.read(), members, before)
         if after == before:
             return
-        target = document.edited_members(found.configuration.target, before, after)
         own = next((member for member in target if member.id == found.member_id), None)
         if own is not None:
             _move_lanes(own.address)
@@ -170,25 +194,51 @@ def edit() -> None:
     )
 
 
+def _checked(
+    text: str, members: tuple[Member, ...], before: list[document.Row]
+) -> tuple[list[document.Row], tuple[Member, ...]]:
+    """Return what a document asks for. Raises DocumentError."""
+    after = document.parse(text)
+    document.check_edit(before, after)
+    return after, document.edited_members(members, before, after)
+
+
+def _in_editor(
+    comment: str, members: tuple[Member, ...], before: list[document.Row]
+) -> tuple[list[document.Row], tuple[Member, ...]]:
+    """Let the operator write it, again as long as it can't be done: what was typed is not lost."""
+    text = f"{comment}{EDIT_HEADER}\n{document.render(before)}"
+    while True:
+        text = _edited(text)
+        try:
+            return _checked(text, members, before)
+        except document.DocumentError as problem:
+            click.echo(f"Config validation error: {problem}", err=True)
+            click.echo("Press enter to open the editor again or ctrl+c to abort change")
+            if not sys.stdin.readline():
+                raise
+
+
 def _edited(text: str) -> str:
-    """Return what the operator makes of it: from standard input, or in an editor."""
-    if not sys.stdin.isatty():
-        return sys.stdin.read()
-    header = (
-        "# Roles (voter, stand-by, spare) and addresses can be changed here. Stop every member before,\n"
-        "# and make the same change on each of them.\n"
-    )
-    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    """Return what an editor makes of a text."""
+    found = (shutil.which(name) for name in EDITORS)
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(None, found), None)
+    if not named:
+        raise click.ClickException("No text editor found, please set the EDITOR environment variable")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        file.write(f"{header}\n{text}")
+        file.write(text)
     path = Path(file.name)
     try:
-        subprocess.run([*editor, str(path)], check=True)
+        subprocess.run([*shlex.split(named), str(path)], check=True)
         return path.read_text()
     except (OSError, subprocess.CalledProcessError) as problem:
         raise click.ClickException(f"The editor failed: {problem}") from None
     finally:
         path.unlink()
+
+
+def _is_clustered() -> bool:
+    return (incus_directory() / "cluster.crt").exists()
 
 
 def _move_lanes(address: str) -> None:
@@ -206,6 +256,8 @@ def recover_from_quorum_loss(quiet: bool, accept_data_loss: bool) -> None:
     _must_be_stopped()
     with _told():
         found = recovery.overview(_database())
+        if not (_is_clustered() or accept_data_loss):  # for a damaged log a server by itself may need this, too
+            raise click.ClickException("This server is not clustered")
         if not quiet:
             warning = f"{RECOVER_WARNING}\nThe log of this server ends at {_end_of_log(found)}.\nCompare it with "
             _confirm(f'{warning}that of every other server you can reach ("incusd cluster show").\n', "Recover")
@@ -215,21 +267,27 @@ def recover_from_quorum_loss(quiet: bool, accept_data_loss: bool) -> None:
 
 
 @cluster.command("remove-raft-node")
-@click.argument("address")
+@click.argument("address", required=False)
 @click.option("-q", "--quiet", is_flag=True, help="Don't require user confirmation")
-def remove_raft_node(address: str, quiet: bool) -> None:
+@click.pass_context
+def remove_raft_node(context: click.Context, address: str | None, quiet: bool) -> None:
     """Remove a raft node from the raft configuration."""
     from urllib.parse import quote
 
     from incus_actors.lab.client import RequestFailedError, UnixClient
 
+    if not address:
+        click.echo(context.get_help())
+        raise click.ClickException("Missing required arguments")
     if not quiet:
         _confirm(REMOVE_WARNING, "Remove raft node")
     socket_path = incus_directory() / "unix.socket"
     try:
         UnixClient(socket_path).request("DELETE", f"/internal/cluster/raft-node/{quote(address, safe='')}")
     except OSError as problem:
-        raise click.ClickException(f"Failed to connect to the daemon at {socket_path}: {problem}") from None
+        raise click.ClickException(
+            f"Failed to connect to daemon: {socket_path}: {problem.strerror or problem}"
+        ) from None
     except RequestFailedError as problem:
         raise click.ClickException(str(problem)) from None
 
@@ -240,7 +298,7 @@ def rejoin(quiet: bool) -> None:
     """Give up the present database and join the cluster again."""
     _must_be_stopped()
     with _told():
-        if not (incus_directory() / "cluster.crt").exists():
+        if not _is_clustered():
             raise click.ClickException("This server is not a member of a cluster")
         if not quiet:
             _confirm(REJOIN_WARNING, "Rejoin")

@@ -45,6 +45,7 @@ from incus_actors.model.cluster import (
     SystemInfo,
 )
 from incus_actors.model.transaction import Outcome, Transaction
+from incus_actors.services.addresses import normalise
 from incus_actors.services.cluster import check_member_name
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
@@ -273,11 +274,13 @@ class MembersService:
 
     async def remove_raft_node(self, address: str) -> None:
         """Take a node out of the Raft configuration by its address: that of the API, or host:port of the transport
-        for one that the tables don't know. Raises NotFoundError, ApiError."""
+        for one that the tables don't know. Without a port 8443 is meant. Raises BadRequestError, NotFoundError,
+        ApiError."""
+        wanted = normalise(address)
         known = {facts.id: facts.address for facts in queries.members(self._database, pending=True)}
         found = None
         for member in self._consensus.status().configuration.members().values():
-            if address == known.get(member.id) or (member.id not in known and address in _dialled(member.address)):
+            if wanted == known.get(member.id) or (member.id not in known and address in _dialled(member.address)):
                 found = member.id
         if found is None:
             raise NotFoundError(f'No raft node with address "{address}"')

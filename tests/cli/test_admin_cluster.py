@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import socket
 import subprocess
 import sys
@@ -13,22 +15,42 @@ from click.testing import CliRunner
 from incus_actors.cli.daemon import main
 from incus_actors.cli.incusd import real_incusd
 from incus_actors.cli.tables import render_table
-from incus_actors.consensus.bootstrap import create_standalone
+from incus_actors.consensus.bootstrap import create_joiner, create_standalone
 from incus_actors.consensus.recovery import overview
+from incus_actors.consensus.types import Configuration, Member, Role
 
 KEY = "cd" * 32
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def standalone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     create_standalone(tmp_path / "database", address=f"10.1.1.1:20001:20002:{KEY}")
     monkeypatch.setenv("INCUS_DIR", str(tmp_path))
     return tmp_path
 
 
+@pytest.fixture
+def directory(standalone: Path) -> Path:
+    (standalone / "cluster.crt").touch()
+    return standalone
+
+
 def run(*arguments: str, text: str = "") -> tuple[int, str]:
     result = CliRunner().invoke(main, list(arguments), input=text)
     return result.exit_code, result.output
+
+
+def test_only_voters_serve_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Incus; `show` has all of them."""
+    members = [
+        Member(number, f"10.1.1.{number}:20001:20002:{KEY}", role)
+        for number, role in enumerate((Role.VOTER, Role.STANDBY, Role.SPARE), 1)
+    ]
+    known = Configuration(tuple(members))
+    create_joiner(tmp_path / "database", cluster_id=b"c" * 16, epoch=1, member_id=3, configuration=known)
+    monkeypatch.setenv("INCUS_DIR", str(tmp_path))
+    assert run("cluster", "list-database", "-f", "csv") == (0, "10.1.1.1:20001\n")
+    assert run("cluster", "show")[1].count("role: ") == 3
 
 
 def test_looking_changes_nothing(directory: Path) -> None:
@@ -47,8 +69,10 @@ def test_recovery_asks_as_incus_does(directory: Path) -> None:
     assert said.startswith("You should run this command only if you are *absolutely* certain that this is\n")
     assert "Do you want to proceed? (yes/no): " in said
     assert said.endswith("Error: Recover operation aborted\n")
+    for answer in ("y\n", "yes please\n", "\n", ""):
+        assert run("cluster", "recover-from-quorum-loss", text=answer)[0] == 1
     assert overview(directory / "database").epoch == 1
-    code, said = run("cluster", "recover-from-quorum-loss", text="yes\n")
+    code, said = run("cluster", "recover-from-quorum-loss", text="Yes\n")
     assert code == 0
     assert overview(directory / "database").epoch == 2
     assert next(directory.glob("database.backup-*")).name in said
@@ -83,7 +107,40 @@ def test_an_edit_that_changes_nothing_begins_no_epoch(directory: Path) -> None:
     assert (code, said) == (1, "Error: Removing cluster members is not supported\n")
 
 
-def test_a_standalone_server_has_nothing_to_join_again(directory: Path) -> None:
+def test_the_editor_is_opened_again_with_what_was_typed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = directory / "editor"
+    editor.write_text(
+        '#!/bin/sh\ncp "$1" "$0.seen.$(ls "$0".seen.* 2>/dev/null | wc -l)"\n'
+        'grep -q bogus "$1" && sed -i s/bogus/voter/ "$1" || sed -i s/voter$/bogus/ "$1"\n'
+    )
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    main_terminal, terminal = pty.openpty()
+    os.write(main_terminal, b"\n")
+    with os.fdopen(terminal) as typed:
+        done = subprocess.run(
+            [sys.executable, "-m", "incus_actors.cli.daemon", "cluster", "edit"],
+            stdin=typed, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    os.close(main_terminal)
+    assert (done.returncode, done.stderr) == (
+        0,
+        'Config validation error: Invalid role "bogus": one of voter, stand-by, spare\n',
+    )
+    assert done.stdout == "Press enter to open the editor again or ctrl+c to abort change\n"
+    assert (directory / "editor.seen.0").read_text().startswith("# Latest dqlite segment ID: 1\n")
+    assert "role: bogus" in (directory / "editor.seen.1").read_text()
+
+
+def test_a_server_by_itself_has_nothing_to_recover(standalone: Path) -> None:
+    assert run("cluster", "recover-from-quorum-loss", "-q") == (1, "Error: This server is not clustered\n")
+    code, said = run("cluster", "edit", text="members: []")
+    assert code == 1
+    assert said.startswith("Error: Can't edit cluster configuration as server isn't clustered")
+    assert run("cluster", "recover-from-quorum-loss", "-q", "--accept-data-loss") == (0, "")  # a damaged log
+
+
+def test_a_standalone_server_has_nothing_to_join_again(standalone: Path) -> None:
     assert run("cluster", "rejoin", "-q") == (1, "Error: This server is not a member of a cluster\n")
 
 
@@ -91,8 +148,14 @@ def test_removing_a_raft_node_needs_the_daemon(directory: Path) -> None:
     code, said = run("cluster", "remove-raft-node", "10.0.0.1:8443", text="no\n")
     assert said.endswith("Error: Remove raft node operation aborted\n")
     code, said = run("cluster", "remove-raft-node", "-q", "10.0.0.1:8443")
+    assert (code, said) == (
+        1,
+        f"Error: Failed to connect to daemon: {directory / 'unix.socket'}: No such file or directory\n",
+    )
+    code, said = run("cluster", "remove-raft-node")
     assert code == 1
-    assert "Failed to connect to the daemon" in said
+    assert said.startswith("Usage: ")
+    assert said.endswith("Error: Missing required arguments\n")
 
 
 def test_the_daemon_itself_imports_no_recovery() -> None:
@@ -123,5 +186,9 @@ def test_formats() -> None:
     assert render_table(("X",), [("a",)], "json") == '[{"x": "a"}]\n'
     assert render_table(("X",), [("a",)], "yaml") == "- x: a\n"
     assert render_table(("X",), [("a",)], "compact") == "  X  \n  a  \n"
-    with pytest.raises(ValueError, match='Invalid format "xml"'):
-        render_table(("X",), [], "xml")
+    assert render_table(("X",), [("a",)], "csv,header") == "X\na\n"
+    assert render_table(("XXXX",), [("a",)], "table,noheader") == "+---+\n| a |\n+---+\n"
+    assert render_table(("XXXX",), [("a",)], "compact,noheader") == "  a  \n"
+    for wrong in ("xml", "csv,headers", ",header", ""):
+        with pytest.raises(ValueError, match=f'Invalid format "{wrong}"'):
+            render_table(("X",), [], wrong)

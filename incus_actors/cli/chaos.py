@@ -19,6 +19,7 @@ import click
 
 from incus_actors.lab.chaos import ChaosResult, run_chaos
 from incus_actors.lab.registers import UNKNOWN_NS, Operation
+from incus_actors.lab.schedule import WEIGHTS
 from incus_actors.simulation.linearizability import FOREVER, Call, TooHardError, is_linearizable
 
 
@@ -27,8 +28,15 @@ from incus_actors.simulation.linearizability import FOREVER, Call, TooHardError,
 @click.option("--seed", type=int, default=None, help="Draw the faults from this [default: a new one, printed].")
 @click.option("--members", default=5, show_default=True, type=click.IntRange(3, 9), help="Size of the cluster.")
 @click.option("--clients", default=6, show_default=True, help="Clients that read and write.")
+@click.option(
+    "--only",
+    type=click.Choice([kind.__name__ for kind in WEIGHTS]),
+    multiple=True,
+    metavar="FAULT",
+    help="Only this kind of fault [several times; default: all].",
+)
 @click.option("--keep", type=click.Path(path_type=Path), default=Path(".chaos"), help="Where logs of failures go.")
-def chaos(seconds: float, seed: int | None, members: int, clients: int, keep: Path) -> None:
+def chaos(seconds: float, seed: int | None, members: int, clients: int, only: tuple[str, ...], keep: Path) -> None:
     """Kill, pause, cut, partition, fill and remove the members of a real cluster; prove that nothing was lost.
 
     Needs root. Exit status 1 if an acknowledged write is missing, a history is not linearizable, or the cluster is not
@@ -39,7 +47,10 @@ def chaos(seconds: float, seed: int | None, members: int, clients: int, keep: Pa
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     click.echo(f"seed {seed}: {members} members, {seconds:g} s of faults")
     place = keep / str(seed)
-    result = run_chaos(seconds, seed=seed, members=members, clients=clients, say=click.echo, keep_logs=place)
+    kinds = [kind for kind in WEIGHTS if not only or kind.__name__ in only]
+    result = run_chaos(
+        seconds, seed=seed, members=members, clients=clients, say=click.echo, keep_logs=place, only=kinds
+    )
     problems = judge(result)
     click.echo(summary(result))
     for problem in problems:

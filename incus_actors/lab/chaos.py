@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from incus_actors.lab import clock_daemon, debris
 from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.cluster import LabCluster
+from incus_actors.lab.disk_faults import can_trace
 from incus_actors.lab.disks import FreezableDisk, SmallDisk, can_loop
 from incus_actors.lab.nemesis import Fault, Stage
 from incus_actors.lab.processes import CLOCK_DAEMON, LabMember
 from incus_actors.lab.registers import Operation, RegisterClient, Registers
-from incus_actors.lab.schedule import NEED_LOOP, choose
+from incus_actors.lab.schedule import NEED_LOOP, NEED_TRACE, WEIGHTS, choose
 from incus_actors.lab.writers import Attempt, LostWrite, Writer, lost_writes
 
 FINAL_READS = 2
@@ -54,6 +55,7 @@ def run_chaos(
     clients: int = 6,
     say: Callable[[str], None] = print,
     keep_logs: Path | None = None,
+    only: Collection[type[Fault]] = tuple(WEIGHTS),
 ) -> ChaosResult:
     """Run faults for `seconds`, mend everything, collect. Needs root. Logs go to `keep_logs` if something is wrong."""
     rng = random.Random(seed)  # noqa: S311 - the seed decides everything
@@ -71,7 +73,7 @@ def run_chaos(
         lab.form()
         lab.wait_until_healthy()
         stage = Stage(lab, lab.network, rng, disks, say)
-        result = _run(stage, seconds, seed, clients)
+        result = _run(stage, seconds, seed, clients, only)
         if (result.problems or result.lost) and keep_logs is not None:
             _keep(lab, keep_logs)
         return result
@@ -104,7 +106,7 @@ def _keep(lab: LabCluster, target: Path) -> None:
             (target / member.log.name).write_bytes(member.log.read_bytes())
 
 
-def _run(stage: Stage, seconds: float, seed: int, clients: int) -> ChaosResult:
+def _run(stage: Stage, seconds: float, seed: int, clients: int, only: Collection[type[Fault]]) -> ChaosResult:
     registers = Registers(stage.members, random.Random(stage.rng.random()))  # noqa: S311
     callers = [RegisterClient(number, registers) for number in range(1, clients + 1)]
     writers = _Writers()
@@ -126,7 +128,7 @@ def _run(stage: Stage, seconds: float, seed: int, clients: int) -> ChaosResult:
     problems: list[str] = []
     healed_s = 0.0
     try:
-        _strike(stage, seconds, faults)
+        _strike(stage, seconds, faults, only)
     except Exception as problem:
         problems.append(f"the nemesis could not go on: {type(problem).__name__}: {problem}")
     try:
@@ -171,13 +173,17 @@ class _Writers:
         return [history for history in self._histories if history]
 
 
-def _strike(stage: Stage, seconds: float, faults: list[str]) -> None:
+def _strike(stage: Stage, seconds: float, faults: list[str], only: Collection[type[Fault]]) -> None:
     begin = time.monotonic()
     rng = stage.rng
-    can_hang = any(isinstance(disk, FreezableDisk) for disk in stage.disks.values())
+    without = {kind for kind in WEIGHTS if kind not in only}
+    if not any(isinstance(disk, FreezableDisk) for disk in stage.disks.values()):
+        without |= NEED_LOOP
+    if not can_trace():
+        without |= NEED_TRACE
     time.sleep(min(1.0, seconds / 10))
     while time.monotonic() - begin < seconds:
-        chosen: list[Fault] = [kind() for kind in choose(rng, without=() if can_hang else NEED_LOOP)]
+        chosen: list[Fault] = [kind() for kind in choose(rng, without=without)]
         begun: list[Fault] = []
         lasts = max(rng.uniform(*fault.lasts_s) for fault in chosen)
         try:

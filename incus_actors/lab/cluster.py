@@ -116,9 +116,9 @@ class LabCluster:
         )
         return time.monotonic() - begin
 
-    def join(self, member: LabMember) -> float:
-        """Join one member with a fresh token; return the seconds from the request to its end."""
-        first = next(m for m in self.members if m.running and m is not member)
+    def join(self, member: LabMember, *, through: LabMember | None = None) -> float:
+        """Join one member with a fresh token of another one; return the seconds from the request to its end."""
+        first = through or next(m for m in self.members if m.running and m is not member)
         operation = first.client.request("POST", "/1.0/cluster/members", {"server_name": member.name})
         facts = operation["metadata"]
         token = {

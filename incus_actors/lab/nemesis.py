@@ -1,7 +1,8 @@
 """What breaks a cluster of real daemons, and mends it again: one class per fault.
 
-Owns the faults of processes and machines, and what all faults have in common; those of disks are in disk_faults.py, those of
-the network in network_faults.py, and schedule.py says how often each strikes. Each says what it did, and `end` always leaves
+Owns the plain faults of processes and machines, and what all faults have in common; more of processes are in
+process_faults.py, those of disks in disk_faults.py, of the network in network_faults.py, of membership in member_faults.py,
+and schedule.py says how often each strikes. Each says what it did, and `end` always leaves
 the machine as it was. Must never break more than a cluster can survive: a majority of disks stays honest.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from incus_actors.lab.clock_daemon import offset_file, set_offset
-from incus_actors.lab.cluster import LabCluster, wait_for
+from incus_actors.lab.cluster import LabCluster
 from incus_actors.lab.disks import FreezableDisk, SmallDisk
 from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import LabMember
@@ -37,6 +38,11 @@ class Stage:
     say: Callable[[str], None] = print
     retire: Callable[[LabMember], None] = lambda _member: None  #: no client may ask it any more
     readmit: Callable[[LabMember], None] = lambda _member: None
+    inside: set[str] = field(default_factory=set)  #: the names of those that are members now
+
+    def __post_init__(self) -> None:
+        """Everybody is a member at first."""
+        self.inside.update(member.name for member in self.members)
 
     @property
     def members(self) -> list[LabMember]:
@@ -55,6 +61,10 @@ class Stage:
     def minority(self) -> list[LabMember]:
         """Fewer than half of the members."""
         return self.rng.sample(self.members, self.rng.randint(1, (len(self.members) - 1) // 2))
+
+    def majority(self) -> list[LabMember]:
+        """As few as are more than half of the members."""
+        return self.rng.sample(self.members, len(self.members) // 2 + 1)
 
 
 class Fault(Protocol):
@@ -192,28 +202,3 @@ class BusyCpu:
         for burner in self.burners:
             burner.kill()
             burner.wait(timeout=10)
-
-
-class RemoveMember:
-    """A member is removed and joins again with a token."""
-
-    lasts_s: ClassVar = (0.5, 2.0)
-
-    def begin(self, stage: Stage) -> str:
-        """See Fault."""
-        stage.cluster.wait_until_healthy(60)
-        self.member = stage.rng.choice(stage.members[1:])
-        stage.retire(self.member)
-        other = next(m for m in stage.members if m is not self.member)
-        other.client.run("DELETE", f"/1.0/cluster/members/{self.member.name}", timeout_s=60)
-        return f"remove {self.member.name}"
-
-    def end(self, stage: Stage) -> None:
-        """See Fault."""
-        wait_for(
-            lambda: not self.member.client.get("/1.0")["environment"]["server_clustered"],
-            f"{self.member.name} is standalone",
-        )
-        stage.cluster.join(self.member)
-        stage.cluster.wait_until_healthy(60)
-        stage.readmit(self.member)

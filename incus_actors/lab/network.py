@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 
 BRIDGE_ADDRESS = 254
+DELAY_RELAY = (sys.executable, "-m", "incus_actors.lab.delay_relay")
 _TCP_HEADER = 32
 _LARGE = 120  #: packets with so many bytes carry something
 _OTHER_BYTE = 0x58
@@ -47,6 +49,7 @@ class NetworkLab:
         self.subnet = free_subnet()
         self.members = members
         self.bridge = f"{self.prefix}br"
+        self._relays: dict[int, subprocess.Popen[bytes]] = {}
 
     def namespace(self, member: int) -> str:
         """Return the name of a member's namespace."""
@@ -129,6 +132,28 @@ class NetworkLab:
         """Undo `slow`."""
         _run("tc", "qdisc", "del", "dev", self._outside(member), "root")
 
+    def delay(self, member: int, how: str) -> None:
+        """Have a process carry what goes to and from `member`, as delay_relay.py says. Raises RuntimeError if it can't."""
+        outside, near, far = self._outside(member), f"{self.prefix}n{member}", f"{self.prefix}f{member}"
+        _ip("link", "add", near, "type", "veth", "peer", "name", far)
+        _ip("link", "set", far, "master", self.bridge, "up")
+        _ip("link", "set", near, "arp", "off", "up")  # or this machine would answer for the members
+        _ip("link", "set", outside, "nomaster", "arp", "off")
+        relay = self._relays[member] = subprocess.Popen(
+            [*DELAY_RELAY, outside, near, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert relay.stdout is not None
+        if relay.stdout.readline() != b"ready\n":
+            self.delay_nothing(member)
+            raise RuntimeError(f"the relay before member {member} ended with {relay.returncode}")
+
+    def delay_nothing(self, member: int) -> None:
+        """Undo `delay`; what is on its way is lost."""
+        relay = self._relays.pop(member)
+        relay.communicate(timeout=10)  # the end of its input is its end
+        _ip("link", "del", f"{self.prefix}n{member}")
+        _ip("link", "set", self._outside(member), "master", self.bridge, "arp", "on")
+
     def _filter(self, member: int, table: str, rule: str) -> None:
         """Apply a rule to what arrives at `member`; each kind of fault has a table of its own, so that they go together."""
         self._nft(
@@ -150,6 +175,17 @@ class NetworkLab:
             timeout=30,
         )
 
+    def close_listeners(self, member: int, which: str) -> None:
+        """Close TCP listeners of a member's processes, in the terms of ss ("sport = :8443"): their descriptors stay open."""
+        _run(*self.enter(member), "ss", "-K", "-l", "-t", "-n", which)
+
+    def listening(self, member: int) -> set[int]:
+        """Return the TCP ports that a member's processes listen on."""
+        shown = subprocess.run(
+            [*self.enter(member), "ss", "-H", "-l", "-t", "-n"], check=True, capture_output=True, text=True, timeout=30
+        )
+        return {int(line.split()[3].rpartition(":")[2]) for line in shown.stdout.splitlines()}
+
     def _nft(self, member: int, *commands: str) -> None:
         subprocess.run(
             [*self.enter(member), "nft", "-f", "-"],
@@ -162,6 +198,8 @@ class NetworkLab:
 
     def down(self) -> None:
         """Remove everything; nothing there is fine."""
+        for member in list(self._relays):
+            self.delay_nothing(member)
         for member in range(1, self.members + 1):
             _ip("link", "del", self._outside(member), check=False)
             _ip("netns", "del", self.namespace(member), check=False)

@@ -1,8 +1,8 @@
 """Faults of the network between real daemons: cut, partitioned, lossy, slow, corrupting, refusing.
 
 Owns these classes; schedule.py chooses among them and those of nemesis.py. The kernel here has no netem: loss and corruption
-are rules of nftables, which TCP turns into delay and disorder; a slow link is a token bucket with a queue. Must never touch
-what does not belong to the lab's namespaces and links.
+are rules of nftables, a slow link is a token bucket with a queue, delay and disorder are made by a process that carries frames
+(delay_relay.py). Must never touch what does not belong to the lab's namespaces and links.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
+from incus_actors.lab.delay_relay import WAYS
 from incus_actors.lab.nemesis import Stage
+
+WORDS = {"late": "70 ms late", "disorder": "out of order", "twice": "twice at times"}
 
 
 class CutLink:
@@ -73,17 +76,18 @@ class Partition:
 
 
 class ResetStorm:
-    """All connections of one member are reset, several times, while it lives."""
+    """All connections of one member, or of everybody, are reset several times, while all live."""
 
     lasts_s: ClassVar = (0.0, 0.2)
 
     def begin(self, stage: Stage) -> str:
         """See Fault."""
-        member = stage.victim()
+        struck = [stage.victim()] if stage.rng.random() < 0.6 else list(stage.members)
         for _ in range(stage.rng.randint(1, 6)):
-            stage.network.reset_connections(stage.number(member))
+            for member in struck:
+                stage.network.reset_connections(stage.number(member))
             time.sleep(stage.rng.random() * 0.3)
-        return f"resets at {member.name}"
+        return f"resets at {', '.join(m.name for m in struck)}"
 
     def end(self, stage: Stage) -> None:
         """See Fault."""
@@ -125,6 +129,24 @@ class SlowLink:
         stage.network.fast(self.number)
 
 
+class DelayLink:
+    """Whatever goes to and from a member comes 70 ms later, or overtakes what was sent before, or comes twice."""
+
+    lasts_s: ClassVar = (1.0, 6.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        member = stage.victim()
+        self.number = stage.number(member)
+        how = stage.rng.choice(list(WAYS))
+        stage.network.delay(self.number, how)
+        return f"the packets to and from {member.name} come {WORDS[how]}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        stage.network.delay_nothing(self.number)
+
+
 class CorruptPackets:
     """A byte of some packets to a member is another, with a checksum that fits: CURVE and TLS must see it."""
 
@@ -134,7 +156,7 @@ class CorruptPackets:
         """See Fault."""
         member = stage.victim()
         self.number = stage.number(member)
-        every, offset = stage.rng.choice((5, 30, 200)), stage.rng.choice((0, 9, 60))
+        every, offset = stage.rng.choice((3, 30, 200)), stage.rng.choice((0, 9, 60))
         stage.network.corrupt(self.number, every=every, offset=offset)
         return f"one in {every} packets to {member.name} is altered at byte {offset}"
 

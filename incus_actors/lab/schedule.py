@@ -9,8 +9,10 @@ import random
 from collections.abc import Collection
 
 from incus_actors.lab import disk_faults as disks
+from incus_actors.lab import member_faults as membership
 from incus_actors.lab import nemesis
 from incus_actors.lab import network_faults as network
+from incus_actors.lab import process_faults as processes
 from incus_actors.lab.nemesis import Fault
 
 #: How often each is chosen. Those that need a whole cluster are never combined with another.
@@ -19,38 +21,64 @@ WEIGHTS: dict[type[Fault], int] = {
     nemesis.PowerLoss: 1,
     nemesis.Stop: 3,
     nemesis.Pause: 5,
+    processes.KillMany: 2,
+    processes.PauseMany: 2,
+    processes.PauseLeader: 2,
+    processes.CloseListener: 2,
+    processes.HoldDescriptors: 2,
     network.CutLink: 4,
     network.Partition: 5,
     network.ResetStorm: 3,
     network.LossyLink: 3,
     network.SlowLink: 2,
+    network.DelayLink: 3,
     network.CorruptPackets: 2,
     network.RefusedConnections: 2,
     nemesis.ClockJump: 2,
     nemesis.FullDisk: 3,
     nemesis.BusyCpu: 2,
-    nemesis.RemoveMember: 1,
+    membership.RemoveMember: 1,
+    membership.ReplaceDisk: 1,
+    membership.ReplaceEverybody: 1,
     disks.ForgetWrites: 1,
     disks.FlipBit: 1,
     disks.DamageState: 1,
     disks.HungDisk: 3,
     disks.FailedDisk: 1,
+    disks.FailSync: 1,
 }
 ALONE: frozenset[type[Fault]] = frozenset(
     {
         nemesis.PowerLoss,
-        nemesis.RemoveMember,
+        processes.KillMany,
+        membership.RemoveMember,
+        membership.ReplaceDisk,
+        membership.ReplaceEverybody,
         disks.ForgetWrites,
         disks.FlipBit,
         disks.DamageState,
         disks.HungDisk,
         disks.FailedDisk,
+        disks.FailSync,
     }
 )
 #: Faults of the process, of which two at once would only undo each other.
-PROCESS: frozenset[type[Fault]] = frozenset({nemesis.Kill, nemesis.Stop, nemesis.Pause, network.ResetStorm})
+PROCESS: frozenset[type[Fault]] = frozenset(
+    {
+        nemesis.Kill,
+        nemesis.Stop,
+        nemesis.Pause,
+        network.ResetStorm,
+        processes.PauseMany,
+        processes.PauseLeader,
+        processes.CloseListener,
+        processes.HoldDescriptors,
+    }
+)
 #: Those that need a disk of which a lab can say when it answers.
 NEED_LOOP: frozenset[type[Fault]] = frozenset({disks.HungDisk, disks.FailedDisk})
+#: Those that need strace.
+NEED_TRACE: frozenset[type[Fault]] = frozenset({disks.FailSync})
 
 
 def choose(rng: random.Random, *, without: Collection[type[Fault]] = ()) -> list[type[Fault]]:

@@ -12,9 +12,10 @@ from incus_actors.cli.chaos import judge, summary
 from incus_actors.consensus.opening import check_state
 from incus_actors.lab.chaos import ChaosResult
 from incus_actors.lab.client import RequestFailedError
-from incus_actors.lab.disk_faults import damage_state, flip_bit
+from incus_actors.lab.disk_faults import damage_state, failed_syncs, flip_bit
+from incus_actors.lab.member_faults import empty
 from incus_actors.lab.registers import UNKNOWN_NS, Operation, Registers, happened_not
-from incus_actors.lab.schedule import ALONE, NEED_LOOP, PROCESS, WEIGHTS, choose
+from incus_actors.lab.schedule import ALONE, NEED_LOOP, NEED_TRACE, PROCESS, WEIGHTS, choose
 from incus_actors.lab.writers import Attempt, LostWrite
 
 MS = 1_000_000
@@ -91,7 +92,7 @@ def test_what_counts_as_not_happened(status: int, text: str, sure: bool) -> None
 def test_the_same_seed_draws_the_same_faults() -> None:
     def drawn() -> list[list[type]]:
         rng = random.Random(5)
-        return [choose(rng) for _ in range(500)]
+        return [choose(rng) for _ in range(1000)]
 
     assert drawn() == drawn()
     assert {kind for kinds in drawn() for kind in kinds} == set(WEIGHTS)
@@ -99,7 +100,14 @@ def test_the_same_seed_draws_the_same_faults() -> None:
         assert len(kinds) == 1 or not ALONE & set(kinds)
         assert len(set(kinds) & PROCESS) <= 1
     rng = random.Random(6)
-    assert not {kind for _ in range(500) for kind in choose(rng, without=NEED_LOOP)} & NEED_LOOP
+    without = NEED_LOOP | NEED_TRACE
+    assert not {kind for _ in range(500) for kind in choose(rng, without=without)} & without
+
+
+def test_what_could_cost_a_majority_its_disks_strikes_alone() -> None:
+    assert {kind for kind in WEIGHTS if "disk_faults" in kind.__module__} <= ALONE
+    assert {kind for kind in WEIGHTS if "member_faults" in kind.__module__} <= ALONE
+    assert not PROCESS & ALONE
 
 
 def test_registers_are_replaced_before_they_get_too_hard_to_judge() -> None:
@@ -138,3 +146,21 @@ def test_one_bit_is_flipped(tmp_path: Path) -> None:
     path.write_bytes(bytes(100))
     assert flip_bit(path, 40, 3) == 40
     assert path.read_bytes() == bytes(40) + b"\x08" + bytes(59)
+
+
+def test_which_syncs_strace_made_fail() -> None:
+    record = (
+        "7 fdatasync(31</x/m1/database/log.db-wal>) = 0\n"
+        "7 fdatasync(31</x/m1/database/log.db-wal>) = -1 EIO (Input/output error) (INJECTED)\n"
+        "9 fsync(12</x/m1/database/log.suspect>) = -1 EIO (Input/output error) (INJECTED)\n"
+    )
+    assert failed_syncs(record) == ["log.db-wal", "log.suspect"]
+
+
+def test_a_replaced_disk_is_empty_and_still_there(tmp_path: Path) -> None:
+    (tmp_path / "database").mkdir()
+    (tmp_path / "database" / "log.db").write_bytes(b"x")
+    (tmp_path / "guests").symlink_to(tmp_path / "database")
+    (tmp_path / "server.crt").write_bytes(b"x")
+    empty(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -22,10 +22,13 @@ import socket, threading
 def serve(connection):
     while data := connection.recv(65536):
         connection.sendall(data)
+def accept(listener):
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 listener = socket.create_server(("", {PORT}))
+threading.Thread(target=accept, args=(listener,), daemon=True).start()
 print("ready", flush=True)
-while True:
-    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+threading.Event().wait()
 """
 SENT = bytes(range(256))
 
@@ -113,3 +116,49 @@ def test_a_narrow_link_takes_its_time(lab: NetworkLab) -> None:
         begin = time.monotonic()
         echoed(connection, SENT * 128)
         assert time.monotonic() - begin < narrow
+
+
+def round_trips_s(connection: socket.socket, count: int = 20) -> list[float]:
+    found = []
+    for _ in range(count):
+        begin = time.monotonic()
+        assert echoed(connection) == SENT
+        found.append(time.monotonic() - begin)
+    return found
+
+
+def test_packets_come_late_and_the_link_is_as_before_when_it_ends(lab: NetworkLab) -> None:
+    with dial(lab) as connection:
+        quick = min(round_trips_s(connection))
+        lab.delay(1, "late")
+        late = round_trips_s(connection, 5)
+        assert min(late) > 0.110
+        assert echoed(connection, SENT * 4096) == SENT * 4096  # large segments, of which the card was to make packets
+        lab.delay_nothing(1)
+        assert echoed(connection) == SENT
+        assert min(round_trips_s(connection)) < max(quick * 5, 0.01)
+
+
+@pytest.mark.parametrize("how", ["disorder", "twice"])
+def test_whatever_the_order_of_packets_tcp_gives_the_same_bytes(lab: NetworkLab, how: str) -> None:
+    with dial(lab) as connection:
+        lab.delay(1, how)
+        assert echoed(connection, SENT * 1024) == SENT * 1024
+        lab.cut(1)
+        time.sleep(0.2)
+        lab.heal(1)  # the relay lives on
+        assert echoed(connection) == SENT
+        lab.delay_nothing(1)
+        assert echoed(connection) == SENT
+
+
+def test_a_closed_listener_takes_nobody_and_its_connections_stay(lab: NetworkLab) -> None:
+    with dial(lab) as connection:
+        assert lab.listening(1) == {PORT}
+        lab.close_listeners(1, f"sport != :{PORT}")
+        assert lab.listening(1) == {PORT}
+        lab.close_listeners(1, f"sport = :{PORT}")
+        assert lab.listening(1) == set()
+        with pytest.raises(ConnectionRefusedError):
+            dial(lab)
+        assert echoed(connection) == SENT

@@ -210,8 +210,8 @@ def no_quorum(consensus: Consensus, routing: Routing, reason: UnavailableError) 
         others = ", ".join(_named(routing, member_id) for member_id in status.refused_by)
         return UnavailableError(
             "Failed to begin transaction: no available leader found: this server is no member of its cluster any more: "
-            f"refused by {others}",
-            remedy="it was removed while it was away: move its state directory aside, start it, and let it join again",
+            f'refused by {others}. If they still list it, run "incus-actorsd cluster rejoin" with this daemon stopped; '
+            "if it was removed, move its state directory aside, start it, and let it join with a new token",
         )
     detail = "; ".join(dict.fromkeys(lacking)) or str(reason)
     return UnavailableError(

@@ -39,6 +39,7 @@ MEMBERS_FILE = "members.json"
 DAMAGED = "database.damaged-"
 KEPT = 3
 STAY_DOWN_S = 600.0
+FORBIDDEN = 403
 RETRY_S = 1.0
 SAY_EVERY_S = 30.0
 
@@ -181,6 +182,7 @@ async def _ask(
     said_at = -SAY_EVERY_S
     while True:
         refusals: list[str] = []
+        strangers = 0  #: members that don't know us
         for name, address in sorted(others.items()):
             try:
                 metadata = await peers.post(
@@ -193,10 +195,18 @@ async def _ask(
                 return msgspec.convert(metadata, AcceptAnswer)
             except (ApiError, msgspec.ValidationError) as error:
                 refusals.append(f"{name}: {error}")
+                strangers += isinstance(error, ApiError) and error.status == FORBIDDEN
         if time.monotonic() - said_at >= SAY_EVERY_S:
             said_at = time.monotonic()
             text = f"waiting for a member that can give this server a new id ({'; '.join(refusals)})"
-            log.warning("%s; with no quorum left, recover one member: incus-actorsd cluster --help", text)
+            if strangers:
+                text += (
+                    ". If this server was removed from the cluster: move its state directory aside, start it, and let it "
+                    "join with a new token"
+                )
+            else:
+                text += "; with no quorum left, recover one member: incus-actorsd cluster --help"
+            log.warning("%s", text)
             tell(text)
         await asyncio.sleep(retry_s)
 

@@ -342,7 +342,8 @@ async def test_a_member_that_was_removed_while_it_was_away_is_told_so(member: Te
     assert status == 503
     assert answer["error"] == (
         "Failed to begin transaction: no available leader found: this server is no member of its cluster any more: "
-        "refused by node2 (10.0.0.2:8443)"
+        'refused by node2 (10.0.0.2:8443). If they still list it, run "incus-actorsd cluster rejoin" with this daemon '
+        "stopped; if it was removed, move its state directory aside, start it, and let it join with a new token"
     )
 
 

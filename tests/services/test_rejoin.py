@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,29 @@ async def test_a_member_gets_a_new_id_and_keeps_its_name(three, monkeypatch):
     status = first.consensus.status()
     assert sorted(status.configuration.members()) == [1, 2, 4]
     assert status.configuration.removed == (3,)
+
+
+async def test_a_server_that_was_removed_is_told_so(three):
+    _, _, third = three
+    rejoin.remember(third.directory, third.identity, third.database)
+    await third.stop()
+    damage(third.directory)
+    said: list[str] = []
+    posts = Posts(
+        third, "node3", refusals=[ForbiddenError(), PeerUnreachableError("no route"), *[ForbiddenError()] * 9]
+    )
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await rejoin.rejoin(
+                third.directory,
+                "test",
+                transport=third.transport,
+                versions=VERSIONS,
+                peers=posts,  # type: ignore[arg-type]
+                tell=said.append,
+                retry_s=0.1,
+            )
+    assert "node1: not authorized; node2: no route). If this server was removed from the cluster: move" in said[0]
 
 
 async def test_only_that_member_itself_is_believed(three):

@@ -10,7 +10,7 @@ from typing import Any
 
 from incus_actors.consensus.types import Member, Role
 from incus_actors.model.transaction import Statement, Transaction
-from incus_actors.transport.address import AddressError, format_address, parse_address
+from incus_actors.transport.address import AddressError, control_address, format_address, parse_address
 
 ROLES = {Role.VOTER: "voter", Role.STANDBY: "stand-by", Role.SPARE: "spare"}
 ROLE_OF = {word: role for role, word in ROLES.items()}
@@ -34,19 +34,9 @@ def rows_of(members: tuple[Member, ...], names: dict[int, tuple[str, str]]) -> l
     """Return the rows of a configuration; who has no row in the tables is called by its transport address."""
     rows = []
     for member in members:
-        name, address = names.get(member.id, (f"member-{member.id}", transport_host(member)))
+        name, address = names.get(member.id, (f"member-{member.id}", control_address(member.address)))
         rows.append(Row(member.id, name, address, ROLES[member.role]))
     return rows
-
-
-def transport_host(member: Member) -> str:
-    """Return host:port of a member that the tables don't know."""
-    try:
-        peer = parse_address(member.address)
-    except AddressError:
-        return member.address
-    host = f"[{peer.host}]" if ":" in peer.host else peer.host
-    return f"{host}:{peer.control_port}"
 
 
 def render(rows: list[Row]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich import box
@@ -16,6 +17,7 @@ from rich.tree import Tree
 
 from incus_actors.lab.client import RequestFailedError, UnixClient
 from incus_actors.settings import incus_directory
+from incus_actors.transport.address import control_address
 
 
 def fetch(path: str, method: str = "GET") -> Any:
@@ -63,17 +65,22 @@ def raft() -> None:
 
 @raft.command()
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-def status(as_json: bool) -> None:
-    """Print term, role, indexes, members, elections and latencies."""
-    answer: dict[str, Any] = fetch("/internal/raft")
+@click.option("--target", metavar="MEMBER", help="As this member sees it.")
+def status(as_json: bool, target: str | None) -> None:
+    """Print term, role, indexes, members, elections and latencies.
+
+    How far each member is, only the leader is told.
+    """
+    answer: dict[str, Any] = fetch(f"/internal/raft?target={quote(target)}" if target else "/internal/raft")
     if as_json:
         click.echo(json.dumps(answer, indent=1))
         return
-    facts = answer["status"]
+    facts, names = answer["status"], answer["names"]
     console = Console(highlight=False)
+    leader = facts["leader"]
     console.print(
         f"member {facts['member_id']}  [bold]{facts['role']}[/] in term {facts['term']}, leader "
-        f"{facts['leader'] or 'unknown'}   cluster {facts['cluster_id']}, epoch {facts['epoch']}",
+        f"{leader or 'unknown'}   cluster {facts['cluster_id']}, epoch {facts['epoch']}",
         soft_wrap=True,
     )
     console.print(
@@ -82,7 +89,9 @@ def status(as_json: bool) -> None:
         f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute   {_sqlite(facts)}",
         soft_wrap=True,
     )
-    print_whole(console, _members_table(facts))
+    print_whole(console, _members_table(facts, names))
+    if leader not in (0, facts["member_id"]):
+        console.print(f"How far each member is, the leader knows: --target {names.get(str(leader)) or leader}")
     _print_numbers(console, facts)
     _print_lanes(console, answer["transport"])
     for row in answer["journal"][-8:]:
@@ -103,9 +112,9 @@ def print_whole(console: Console, table: Table) -> None:
     Console(file=console.file, highlight=False, width=max(console.width, wanted)).print(table)
 
 
-def _members_table(facts: dict[str, Any]) -> Table:
+def _members_table(facts: dict[str, Any], names: dict[str, str]) -> Table:
     table = Table(box=box.ASCII)
-    for heading in ("ID", "ROLE", "ADDRESS", "DOMAIN", "MATCH", "LAG", "STATE", "LAST CONTACT", "RTT", "LINK"):
+    for heading in ("ID", "NAME", "ROLE", "ADDRESS", "DOMAIN", "MATCH", "LAG", "STATE", "LAST CONTACT", "RTT", "LINK"):
         table.add_column(heading)
     table.add_column("IN FLIGHT")
     table.add_column("FREE DISK")
@@ -117,8 +126,9 @@ def _members_table(facts: dict[str, Any]) -> Table:
         told = peer if peer and peer["state"] != "unknown" else None  # only a leader is told where the others are
         table.add_row(
             f"{member['id']}{' *' if mine else ''}",
+            names.get(str(member["id"])) or "",
             member["role"],
-            str(member["address"]).partition(" ")[0],
+            control_address(str(member["address"])),
             member["domain"],
             str(facts["last"]) if mine else str(told["match"]) if told else "",
             str(facts["last"] - told["match"]) if told else "",
@@ -154,7 +164,7 @@ def _number(name: str, key: str, value: float) -> str:
 
 def _print_numbers(console: Console, facts: dict[str, Any]) -> None:
     for name, values in sorted(facts["latency_ms"].items()):
-        console.print(f"  {name}: " + ", ".join(_number(name, k, v) for k, v in values.items()))
+        console.print(f"  {name}: " + (", ".join(_number(name, k, v) for k, v in values.items()) or "none yet"))
     depths = ", ".join(f"{k} {v}" for k, v in sorted(facts["queue_depths"].items()))
     console.print(f"  queues: {depths or 'empty'}")
     for name, value in sorted(facts["counters"].items()):

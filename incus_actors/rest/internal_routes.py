@@ -19,7 +19,9 @@ def routes() -> list[RouteSpec]:
         RouteSpec("GET", "/internal/ready", ready, access="member", consistency="local", during_shutdown=True),
         RouteSpec("PUT", "/internal/shutdown", shutdown, access="member", consistency="local", during_shutdown=True),
         RouteSpec("GET", "/internal/actors", actors, access="member", consistency="local", during_shutdown=True),
-        RouteSpec("GET", "/internal/raft", raft, access="member", consistency="local", during_shutdown=True),
+        RouteSpec(
+            "GET", "/internal/raft", raft, access="member", consistency="local", forward="target", during_shutdown=True
+        ),
         RouteSpec("POST", "/internal/raft/check", check_state, access="member"),
         RouteSpec("DELETE", "/internal/cluster/raft-node/{address}", remove_raft_node, access="member"),
     ]
@@ -64,11 +66,15 @@ async def actors(request: web.Request) -> web.StreamResponse:
 
 
 async def raft(request: web.Request) -> web.StreamResponse:
-    """GET /internal/raft: what this member knows of consensus, what its lanes count, and its last changes of role."""
+    """GET /internal/raft: what this member (?target= another one) knows of consensus, what its lanes count, its last
+    changes of role, and what the members are called."""
     here = gateway(request)
+    status = here.consensus.status()
+    known = () if here.phase == "starting" else status.configuration.members()  # the tables may not be there yet
     return sync(
         {
-            "status": msgspec.to_builtins(here.consensus.status()),
+            "status": msgspec.to_builtins(status),
+            "names": {str(member): here.routing.name_of(member) or "" for member in known},
             "transport": here.lane_counters(),
             "journal": here.role_journal(),
         }

@@ -68,3 +68,12 @@ def endpoint(host: str, port: int) -> str:
     """Return the ZeroMQ endpoint of a host and port (0: any free port)."""
     shown = f"[{host}]" if ":" in host else host
     return f"tcp://{shown}:{port or '*'}"
+
+
+def control_address(text: str) -> str:
+    """Return host:port of the control lane for people to read; a text that is no address as it is."""
+    try:
+        peer = parse_address(text)
+    except AddressError:
+        return text
+    return f"[{peer.host}]:{peer.control_port}" if ":" in peer.host else f"{peer.host}:{peer.control_port}"

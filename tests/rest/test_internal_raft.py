@@ -88,7 +88,12 @@ async def test_a_stranger_nonsense_and_a_removed_member_are_counted_where_an_ope
         member.gateway.lane_counters = lanes.counters
         member.consensus.status = status  # type: ignore[method-assign]
         async with member.unix_session() as session, session.get("/internal/raft") as answer:
-            told = (await answer.json())["metadata"]["transport"]
+            metadata = (await answer.json())["metadata"]
+        member.gateway.phase = "starting"  # nobody has a name yet, and what can be told is told
+        async with member.unix_session() as session, session.get("/internal/raft") as answer:
+            assert (await answer.json())["metadata"]["names"] == {}
+    assert metadata["names"] == {"1": "node1", "2": ""}
+    told = metadata["transport"]
     assert told == lanes.counters()
     assert told["control"]["zap_refused"] >= 2  # the stranger, and the removed member when it dialled again
     assert told["control"]["malformed"] == 1

@@ -20,14 +20,19 @@ from incus_actors.simulation.runner import Failure, Report, make_world, play, ru
 
 
 @click.command()
-@click.option("--seeds", default=100, show_default=True, help="How many seeds to run.")
-@click.option("--first", default=0, show_default=True, help="The first of them.")
-@click.option("--seed", type=int, default=None, help="Run only this one.")
+@click.option("--seeds", default=100, show_default=True, type=click.IntRange(min=1), help="How many seeds to run.")
+@click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="The first of them.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Run only this one.")
 @click.option("--trace", is_flag=True, help="With --seed: print what happened.")
 @click.option("--messages", is_flag=True, help="With --seed: print every message received as well.")
-@click.option("--jobs", default=0, help="Processes [default: one per core].")
+@click.option("--jobs", default=0, type=click.IntRange(min=0), help="Processes [default: one per core].")
 @click.option(
-    "--length", "chaos_ms", default=DEFAULT_CHAOS_MS, show_default=True, help="Chaos per seed, in virtual ms."
+    "--length",
+    "chaos_ms",
+    default=DEFAULT_CHAOS_MS,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Chaos per seed, in virtual ms.",
 )
 @click.option(
     "--shrink/--no-shrink", "shrinks", default=True, show_default=True, help="Find the fewest strikes that fail."
@@ -58,6 +63,12 @@ def simulate(
     A seed decides everything: the same seed and length give the same run, on every machine. Exit status 1 if any
     property was violated.
     """
+    if (trace or messages) and seed is None:
+        raise click.UsageError("--trace and --messages show one run: --seed says which")
+    if json_file is not None:
+        if seed is not None or history is not None:
+            raise click.UsageError("--json is the report of many seeds; of one: --first S --seeds 1 --json FILE")
+        _must_be_writable(json_file)
     if history is not None:
         sys.exit(_replay(history, quiet_steps=quiet_steps))
     if seed is not None:
@@ -77,6 +88,14 @@ def simulate(
             if result.failure is not None and result.failure.name != "P-DETERMINISM":
                 _shrink(draw_plan(result.seed, chaos_ms=chaos_ms))
     sys.exit(bool(report.failures))
+
+
+def _must_be_writable(path: Path) -> None:
+    """Hours of seeds are not run for a report that can't be written."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise click.ClickException(f"{path} can't be written: {error.strerror}") from None
 
 
 def _replay(path: Path, *, quiet_steps: bool) -> bool:

@@ -15,13 +15,13 @@ from typing import Any
 
 from incus_actors.lab import clock_daemon, debris
 from incus_actors.lab.client import RequestFailedError
-from incus_actors.lab.cluster import LabCluster
-from incus_actors.lab.disk_faults import can_trace
+from incus_actors.lab.cluster import LabCluster, wait_for
 from incus_actors.lab.disks import FreezableDisk, SmallDisk, can_loop
 from incus_actors.lab.nemesis import Fault, Stage
 from incus_actors.lab.processes import CLOCK_DAEMON, LabMember
 from incus_actors.lab.registers import Operation, RegisterClient, Registers
 from incus_actors.lab.schedule import NEED_LOOP, NEED_TRACE, WEIGHTS, choose
+from incus_actors.lab.tracing import can_trace
 from incus_actors.lab.writers import Attempt, LostWrite, Writer, lost_writes
 
 FINAL_READS = 2
@@ -30,6 +30,7 @@ ALARMS = ("InvariantError", "DriverError", "two leaders in term", "acknowledges"
 #: counters that must stay 0 unless a fault damaged a disk
 COUNTERS = ("digest_mismatches", "chain_mismatches")
 HEAL_S = 120.0
+SETTLE_S = 60.0
 DISK_MIB = 192
 
 
@@ -136,6 +137,7 @@ def _run(stage: Stage, seconds: float, seed: int, clients: int, only: Collection
         _restart_missing(stage, problems)
         stage.cluster.wait_until_healthy(HEAL_S)
         healed_s = time.monotonic() - begin
+        wait_for(stage.cluster.settled, "all roles are taken", timeout_s=SETTLE_S, every_s=0.2)
         time.sleep(1)
     except TimeoutError as problem:
         problems.append(str(problem))

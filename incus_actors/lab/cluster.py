@@ -20,6 +20,7 @@ from incus_actors.lab.client import RequestFailedError
 from incus_actors.lab.network import NetworkLab
 from incus_actors.lab.processes import OWN_DAEMON, LabMember
 
+STANDBYS = 2
 REAL_DAEMON = Path("/usr/libexec/incus/incusd")
 
 
@@ -172,6 +173,12 @@ class LabCluster:
             if leaders != 1 or voters < wanted:
                 return False
         return True
+
+    def settled(self) -> bool:
+        """Whether every role is taken: nobody is left over while there are fewer than two standbys."""
+        rows = self.online()[0].client.get("/1.0/cluster/members?recursion=1", timeout_s=5)
+        voters, standbys = (sum(role in row["roles"] for row in rows) for role in ("database", "database-standby"))
+        return bool(voters + standbys >= min(len(rows), voters + STANDBYS))
 
     def wait_until_healthy(self, timeout_s: float = 90.0) -> None:
         """Raises TimeoutError."""

@@ -7,11 +7,8 @@ damage a second disk before the first one is mended.
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -21,11 +18,11 @@ from incus_actors.lab.cluster import wait_for
 from incus_actors.lab.disks import FreezableDisk
 from incus_actors.lab.nemesis import Stage
 from incus_actors.lab.processes import LabMember
+from incus_actors.lab.tracing import failed_files, traced
 
 MEND_S = 90.0
 STABLE_S = 2.0  #: a start looks at the whole state in the background, and ends again if that is damaged
 WAL_HEADER = 32
-FAIL_ONCE = ("-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=1")
 
 
 def killed(stage: Stage) -> LabMember:
@@ -206,32 +203,12 @@ class FailSync:
             return "every disk has failed lately: a second time is another fault"
         victim = stage.victim()
         self.member = member = victim if victim in fresh else stage.rng.choice(fresh)
-        assert member.process is not None
-        record = member.directory.with_suffix(".strace")
-        tracer = subprocess.Popen(
-            ["strace", "-f", "-y", "-p", str(member.process.pid), "-o", str(record), *FAIL_ONCE],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+        with traced(member, "fsync,fdatasync", "error=EIO:when=1") as record:
             wait_for(lambda: not member.running, f"{member.name} ends after a failed fsync", timeout_s=30)
-        finally:
-            tracer.terminate()  # it lets go of the daemon, if that still lives
-            tracer.wait(timeout=10)
-        files = ", ".join(dict.fromkeys(failed_syncs(record.read_text())))
+        files = ", ".join(failed_files(record.read_text()))
         return f"an fsync of {member.name} failed ({files}): it ended with {member.stop()}"
 
     def end(self, stage: Stage) -> None:
         """See Fault."""
         if self.member is not None:
             mended(stage, self.member)
-
-
-def failed_syncs(record: str) -> list[str]:
-    """Return the names of the files whose fsync was made to fail, by the output of strace."""
-    return [Path(found[1]).name for found in re.finditer(r"sync\(\d+<([^>]*)>\).*\(INJECTED\)", record)]
-
-
-def can_trace() -> bool:
-    """Whether this machine has strace, and we may use it."""
-    return os.geteuid() == 0 and shutil.which("strace") is not None

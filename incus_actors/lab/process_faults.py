@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from incus_actors.lab.cluster import wait_for
 from incus_actors.lab.nemesis import Stage
+from incus_actors.lab.tracing import last_file, traced
 
 HOLDER = (sys.executable, "-m", "incus_actors.lab.descriptor_holder")
 ENDS_S = 20.0
@@ -39,6 +40,33 @@ class KillMany:
         for member in self.killed:
             member.start()
             time.sleep(stage.rng.random() * 1.5)
+
+
+class KillInCall:
+    """SIGKILL of one member at a system call: before it writes, syncs, cuts or removes a file, or before it sends. The crash
+    points of etcd's robustness tests, at every place instead of at named ones."""
+
+    lasts_s: ClassVar = (0.1, 3.0)
+    LONGEST_S: ClassVar = 6.0
+    CALLS: ClassVar = (("pwrite64", 60), ("fdatasync", 12), ("sendto", 300), ("ftruncate,unlink,rename", 1))
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        self.member = member = stage.victim()
+        calls, most = stage.rng.choice(self.CALLS)
+        number = stage.rng.randint(1, most)
+        with traced(member, calls, f"signal=KILL:when={number}") as record:
+            deadline = time.monotonic() + self.LONGEST_S
+            while member.running and time.monotonic() < deadline:
+                time.sleep(0.02)
+        if member.running:
+            member.kill()
+            return f"kill {member.name}, which made no {calls} number {number}"
+        return f"kill {member.name} at {calls} number {number} of a thread, {last_file(record.read_text())}"
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        self.member.start()
 
 
 class PauseMany:

@@ -22,6 +22,7 @@ WEIGHTS: dict[type[Fault], int] = {
     nemesis.Stop: 3,
     nemesis.Pause: 5,
     processes.KillMany: 2,
+    processes.KillInCall: 3,
     processes.PauseMany: 2,
     processes.PauseLeader: 2,
     processes.CloseListener: 2,
@@ -69,6 +70,7 @@ PROCESS: frozenset[type[Fault]] = frozenset(
         nemesis.Stop,
         nemesis.Pause,
         network.ResetStorm,
+        processes.KillInCall,
         processes.PauseMany,
         processes.PauseLeader,
         processes.CloseListener,
@@ -78,7 +80,7 @@ PROCESS: frozenset[type[Fault]] = frozenset(
 #: Those that need a disk of which a lab can say when it answers.
 NEED_LOOP: frozenset[type[Fault]] = frozenset({disks.HungDisk, disks.FailedDisk})
 #: Those that need strace.
-NEED_TRACE: frozenset[type[Fault]] = frozenset({disks.FailSync})
+NEED_TRACE: frozenset[type[Fault]] = frozenset({processes.KillInCall, disks.FailSync})
 
 
 def choose(rng: random.Random, *, without: Collection[type[Fault]] = ()) -> list[type[Fault]]:

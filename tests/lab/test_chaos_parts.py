@@ -12,7 +12,7 @@ from incus_actors.cli.chaos import judge, summary
 from incus_actors.consensus.opening import check_state
 from incus_actors.lab.chaos import ChaosResult
 from incus_actors.lab.client import RequestFailedError
-from incus_actors.lab.disk_faults import damage_state, failed_syncs, flip_bit
+from incus_actors.lab.disk_faults import damage_state, flip_bit
 from incus_actors.lab.member_faults import empty
 from incus_actors.lab.registers import UNKNOWN_NS, Operation, Registers, happened_not
 from incus_actors.lab.schedule import ALONE, NEED_LOOP, NEED_TRACE, PROCESS, WEIGHTS, choose
@@ -146,15 +146,6 @@ def test_one_bit_is_flipped(tmp_path: Path) -> None:
     path.write_bytes(bytes(100))
     assert flip_bit(path, 40, 3) == 40
     assert path.read_bytes() == bytes(40) + b"\x08" + bytes(59)
-
-
-def test_which_syncs_strace_made_fail() -> None:
-    record = (
-        "7 fdatasync(31</x/m1/database/log.db-wal>) = 0\n"
-        "7 fdatasync(31</x/m1/database/log.db-wal>) = -1 EIO (Input/output error) (INJECTED)\n"
-        "9 fsync(12</x/m1/database/log.suspect>) = -1 EIO (Input/output error) (INJECTED)\n"
-    )
-    assert failed_syncs(record) == ["log.db-wal", "log.suspect"]
 
 
 def test_a_replaced_disk_is_empty_and_still_there(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def _members_table(facts: dict[str, Any], names: dict[str, str]) -> Table:
 
 def _space(kib: int) -> str:
     """Return free space for people; -1: nobody has looked yet."""
-    return "unknown" if kib < 0 else f"{kib / (1 << 20):.1f} GiB"
+    if kib < 0:
+        return "unknown"
+    return f"{kib / (1 << 20):.1f} GiB" if kib >= 1 << 20 else f"{kib / (1 << 10):.0f} MiB"
 
 
 def _sqlite(facts: dict[str, Any]) -> str:

@@ -143,7 +143,10 @@ def _here(instance_id: int, node_id: int) -> Guard:
 def set_keys(
     instance_id: int, node_id: int, keys: Mapping[str, str | None], *, last_used_at: str | None = None
 ) -> Transaction:
-    """Return the change of single config keys by the host (None or "" removes). Conflict "moved"."""
+    """Return the change of single config keys by the host (None or "" removes). Conflict "moved".
+
+    That an instance has ended is taken on a low disk, too: `incus delete --force` stops it first.
+    """
     statements: list[Statement] = []
     for key, value in sorted(keys.items()):
         if value:
@@ -160,7 +163,8 @@ def set_keys(
             )
     if last_used_at is not None:
         statements.append(Statement("UPDATE instances SET last_use_date = ? WHERE id = ?", (last_used_at, instance_id)))
-    return Transaction(tuple(statements), (_here(instance_id, node_id),), TOPICS)
+    ended = keys.get("volatile.last_state.power") == "STOPPED"
+    return Transaction(tuple(statements), (_here(instance_id, node_id),), TOPICS, frees=ended)
 
 
 def set_phase(instance_id: int, node_id: int, old: str, new: str) -> Transaction:

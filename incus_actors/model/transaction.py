@@ -39,7 +39,7 @@ class Transaction:
 
     `fence_term`: if set, the entry must have been appended in this very term (a deposed leader's work is
     refused). `topics`: what it touches ("members", "config", "instances", ...), told to local subscribers
-    after it is applied. `frees`: the first step of a deletion, which is taken on a low disk like the deletion
+    after it is applied. `frees`: a first step of a deletion, which is taken on a low disk like the deletion
     itself; that is known by its statements.
     """
 

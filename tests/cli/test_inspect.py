@@ -74,7 +74,7 @@ def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypa
     members = [{"id": i, "role": "voter", "address": f"10.0.0.{i}:7:8:{key}", "domain": "default"} for i in (1, 2)]
     facts = {
         "member_id": 2, "role": "follower", "term": 4, "leader": 1, "cluster_id": "c", "epoch": 1, "first": 1, "last": 9,
-        "durable": 9, "commit": 9, "applied": 9, "loop_late_ms": 0.0, "free_kib": -1, "fast_path_spent": 0,
+        "durable": 9, "commit": 9, "applied": 9, "loop_late_ms": 0.0, "free_kib": 25 << 10, "fast_path_spent": 0,
         "fast_path_budget": 4, "sqlite_version": "3.40.1", "peers": [], "configuration": {"new": None, "old": members},
         "latency_ms": {"election": {}}, "queue_depths": {}, "counters": {},
     }  # fmt: skip
@@ -87,6 +87,7 @@ def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypa
     shown = CliRunner().invoke(raft, ["status"]).output
     assert "How far each member is, the leader knows: --target m1\n" in shown
     assert "10.0.0.1:7 " in shown
+    assert "free disk 25 MiB" in shown
     assert key not in shown
     assert "  election: none yet\n" in shown
     CliRunner().invoke(raft, ["status", "--target", "m 2"])

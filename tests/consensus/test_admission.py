@@ -17,6 +17,7 @@ def kind(transaction: Transaction) -> EntryKind:
 def test_ways_out_of_a_full_disk_are_marked() -> None:
     for transaction in (
         transactions_instances.set_phase(1, 1, "", "deleting"),
+        transactions_instances.set_keys(1, 1, {"volatile.last_state.power": "STOPPED", "volatile.eth0.name": None}),
         transactions_instances.delete(1, 1, "c1", 1),
         transactions_volumes.set_phase(1, 1, "", "deleting@1f2e"),
         transactions_volumes.delete(1, 1),

@@ -20,6 +20,7 @@ import time
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _CHUNK, _HIGH_WATER = 65_536, 262_144
 _CONNECT_S = 10.0
+_REST_S = 1.0
 _UDP_IDLE_S, _UDP_PEERS = 60.0, 1024
 _BACKLOG = 128
 
@@ -324,6 +325,12 @@ class Loop:
         self._selector.register(pidfd, selectors.EVENT_READ, None)
         self.pairs: set[Pair] = set()
         self.ports: list[Datagrams] = []
+        self._resting: dict[socket.socket, tuple[float, object]] = {}  #: until when, and what comes then
+
+    def rest(self, sock: socket.socket, ready: object) -> None:
+        """Don't watch it for a second: it is ready all the time, and nothing can be done about it now."""
+        self.watch(sock, 0, ready)
+        self._resting[sock] = (time.monotonic() + _REST_S, ready)
 
     def watch(self, sock: socket.socket, mask: int, ready: object) -> None:
         """Call `ready(sock, mask)` from now on; 0: no more."""
@@ -339,12 +346,14 @@ class Loop:
     def run(self) -> None:
         """Serve until init is gone."""
         while True:
-            for key, mask in self._selector.select(5.0):
+            for key, mask in self._selector.select(_REST_S if self._resting else 5.0):
                 if key.data is None:
                     return
                 if key.fileobj.fileno() >= 0:  # type: ignore[union-attr]
                     key.data(key.fileobj, mask)
             now = time.monotonic()
+            for sock in [sock for sock, (until, _) in self._resting.items() if until <= now]:
+                self.watch(sock, selectors.EVENT_READ, self._resting.pop(sock)[1])
             for pair in [pair for pair in self.pairs if pair.overdue(now)]:
                 pair.close()
             for port in self.ports:
@@ -366,13 +375,18 @@ def serve(loop: Loop, request: Request, made: list[socket.socket], target: Targe
     """Accept on every socket; a target that refuses ends that connection only."""
 
     def accept(listener: socket.socket, index: int) -> None:
-        with contextlib.suppress(OSError):
+        try:
             client, _ = listener.accept()
-            client.setblocking(False)
-            try:
-                loop.pairs.add(Pair(loop, client, target.connect(index), header_of(request, client)))
-            except OSError:
-                client.close()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # who wanted to connect is gone
+        except OSError:  # no descriptor is left, or the kernel has closed the listener (`ss -K`)
+            loop.rest(listener, lambda sock, _mask, at=index: accept(sock, at))
+            return
+        client.setblocking(False)
+        try:
+            loop.pairs.add(Pair(loop, client, target.connect(index), header_of(request, client)))
+        except OSError:
+            client.close()
 
     for index, listener in enumerate(made):
         if target.protocol == "udp":

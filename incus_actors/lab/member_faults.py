@@ -13,6 +13,7 @@ from typing import ClassVar
 from incus_actors.lab.cluster import wait_for
 from incus_actors.lab.nemesis import Stage
 from incus_actors.lab.processes import LabMember
+from incus_actors.security.certificates import make_certificate
 
 HEAL_S = 60.0
 
@@ -92,6 +93,51 @@ class ReplaceDisk:
         join(stage, self.member)
         stage.cluster.wait_until_healthy(HEAL_S)
         stage.readmit(self.member)
+
+
+class RotateCertificate:
+    """The certificate and key of the cluster are replaced, once or twice, at times while a member is down: it must learn of it."""
+
+    lasts_s: ClassVar = (0.0, 3.0)
+
+    def begin(self, stage: Stage) -> str:
+        """See Fault."""
+        stage.cluster.wait_until_healthy(HEAL_S)
+        self.away = stage.victim() if stage.rng.random() < 0.5 else None
+        if self.away is not None:
+            self.away.kill()
+        through = stage.rng.choice([m for m in stage.members if m is not self.away])
+        count = stage.rng.randint(1, 2)
+        for _ in range(count):
+            self._replace(through)
+        missed = f", which {self.away.name} can't hear of: it is killed" if self.away is not None else ""
+        return f"{count} other certificate(s) of the cluster through {through.name}{missed}"
+
+    def _replace(self, through: LabMember) -> None:
+        """Again, while nobody leads."""
+        self.certificate, key = make_certificate("cluster")
+        pair = {"cluster_certificate": self.certificate, "cluster_certificate_key": key}
+
+        def put() -> bool:
+            through.client.request("PUT", "/1.0/cluster/certificate", pair, timeout_s=30)
+            return True
+
+        wait_for(put, f"{through.name} takes another certificate", timeout_s=HEAL_S)
+
+    def end(self, stage: Stage) -> None:
+        """See Fault."""
+        if self.away is not None:
+            self.away.start()
+        wait_for(
+            lambda: all(self._shown(member) for member in stage.members),
+            "all members show the last certificate",
+            timeout_s=HEAL_S,
+        )
+        stage.cluster.wait_until_healthy(HEAL_S)
+
+    def _shown(self, member: LabMember) -> bool:
+        shown: str = member.client.get("/1.0")["environment"]["certificate"]
+        return shown.strip() == self.certificate.strip()
 
 
 class ReplaceEverybody:

@@ -137,7 +137,9 @@ def test_a_server_by_itself_has_nothing_to_recover(standalone: Path) -> None:
     code, said = run("cluster", "edit", text="members: []")
     assert code == 1
     assert said.startswith("Error: Can't edit cluster configuration as server isn't clustered")
-    assert run("cluster", "recover-from-quorum-loss", "-q", "--accept-data-loss") == (0, "")  # a damaged log
+    (standalone / "database" / "amnesia").write_text("the log ends too early")
+    assert "repeat this with --accept-data-loss" in run("cluster", "recover-from-quorum-loss", "-q")[1]
+    assert run("cluster", "recover-from-quorum-loss", "-q", "--accept-data-loss") == (0, "")
 
 
 def test_a_standalone_server_has_nothing_to_join_again(standalone: Path) -> None:

@@ -1,7 +1,7 @@
 """Who should vote, stand by, or only follow (CONSENSUS 3.9, DESIGN D6).
 
 Owns pure functions, called by the leader of the daemon and by the simulator's: `plan` about once a second, `without`
-and `swapped` when a member leaves for good or comes back under a new id; the caller proposes what they return. It must
+and `swapped` when a member leaves for good or comes back under a new id, `vote_given_away` before it stops; the caller proposes what they return. It must
 never make the set of voters smaller because somebody is offline, and never touch the leader's own vote.
 """
 
@@ -15,6 +15,7 @@ from incus_actors.consensus.types import Configuration, Member, MemberId, Role
 
 OFFLINE_AFTER_MS = 20_000
 VOTER_OFFLINE_AFTER_MS = 5_000
+HEIR_SILENT_MS = 1_000  #: a standby is heard five times as often; who may be away gets no only vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,18 @@ def swapped(
     spare = any(member.id == burnt and member.role is Role.SPARE for member in members)
     stays = without(members, {burnt}, health, max_voters)
     return (*stays, replace(newcomer, role=Role.SPARE if spare else Role.STANDBY))
+
+
+def vote_given_away(
+    configuration: Configuration, health: Mapping[MemberId, MemberHealth], leader: MemberId
+) -> tuple[Member, ...] | None:
+    """Return the members with the vote of the only voter, the `leader`, given to the best ready standby: before a
+    planned stop, as nobody else could go on without it. None if others vote, or nobody is ready."""
+    view = _View(configuration, health, leader, voter_offline_after_ms=HEIR_SILENT_MS)
+    ready = tuple(member for member in view.standbys if view.ready(member))
+    if configuration.joint or [member.id for member in view.voters] != [leader] or not ready:
+        return None
+    return view.after({leader: Role.STANDBY, view.best(ready, (), 1)[0].id: Role.VOTER})
 
 
 def leaves_a_majority(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from incus_actors.consensus.policy import (
     leaves_a_majority,
     plan,
     swapped,
+    vote_given_away,
     wanted_voters,
     without,
 )
@@ -212,3 +214,23 @@ def test_a_burnt_id_is_swapped_in_one_step(roles: str, states: str, burnt: int, 
     assert letters(found) == expected, why
     assert found[-1].address == "new"
     assert found[-1].domain == "far"
+
+
+@pytest.mark.parametrize(
+    ("roles", "states", "expected", "why"),
+    [
+        ("VS", "uu", "SV", "of two members the other one goes on"),
+        ("VS", "ub", None, "not one that is behind"),
+        ("VS", "us", None, "nor one that may be away: then nobody could go on"),
+        ("VP", "uu", None, "nor one that may still be joining"),
+        ("VSS", "ubu", "SSV", "the one that is ready"),
+        ("VVS", "uuu", None, "who has others beside it only hands leadership over"),
+        ("V", "u", None, "alone"),
+    ],
+)
+def test_the_only_vote_is_given_away_before_a_stop(roles: str, states: str, expected: str | None, why: str) -> None:
+    found = vote_given_away(configuration(roles), health(states), 1)
+    letters = {role: letter for letter, role in LETTERS.items()}
+    assert (None if found is None else "".join(letters[member.role] for member in found)) == expected, why
+    joint = replace(configuration(roles), new=configuration(roles).old)
+    assert vote_given_away(joint, health(states), 1) is None

@@ -23,6 +23,7 @@ from incus_actors.consensus.lanes import NoLane
 from incus_actors.consensus.last_words import HISTORY_NAME, REPLAY_NAME
 from incus_actors.consensus.log_files import AmnesiaError, LogIOError, LogLockedError
 from incus_actors.consensus.log_store import LogStore
+from incus_actors.consensus.policy import MemberHealth
 from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.sessions import KEEP_MS, LIFE_MS
 from incus_actors.consensus.types import Configuration, Limits, Member, RaftRole, Role
@@ -239,6 +240,27 @@ async def test_leadership_is_handed_over_before_a_stop(tmp_path: Path) -> None:
         del runtimes[old.member_id]
         await asyncio.gather(*(runtime.read_barrier() for runtime in runtimes.values()))
         assert leading(runtimes).status().term == term + 1
+    finally:
+        await stop_all(runtimes)
+
+
+async def test_of_two_members_the_one_that_stops_gives_its_vote_to_the_other(tmp_path: Path) -> None:
+    network = Network()
+    runtimes = await grown(tmp_path, network, size=1)
+    try:
+        await add(tmp_path, network, runtimes, 2)
+        first, second = runtimes[1], runtimes[2]
+        await until(lambda: first.status().health().get(2, MemberHealth(0, 0, False)).caught_up)
+        await first.restart()  # back at once: nothing changes
+        await until(lambda: first.status().role is RaftRole.LEADER)
+        assert first.status().configuration.voters() == {1}
+        await until(lambda: first.status().health().get(2, MemberHealth(0, 0, False)).caught_up)
+        await first.stop()
+        await applied(second, insert(1))
+        assert second.status().configuration.voters() == {2}
+        await first.start()
+        await first.read_barrier()
+        assert first.database.scalar("SELECT a FROM t") == 1
     finally:
         await stop_all(runtimes)
 

@@ -86,7 +86,8 @@ def status(as_json: bool, target: str | None) -> None:
     console.print(
         f"log {facts['first']}–{facts['last']}   durable {facts['durable']}   committed {facts['commit']}   "
         f"applied {facts['applied']}   loop late {facts['loop_late_ms']:.1f} ms   free disk {_space(facts['free_kib'])}   "
-        f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute   {_sqlite(facts)}",
+        f"fast elections {facts['fast_path_spent']} of {facts['fast_path_budget']} a minute   {_sqlite(facts)}   "
+        f"{_features(facts)}",
         soft_wrap=True,
     )
     print_whole(console, _members_table(facts, names))
@@ -155,6 +156,21 @@ def _sqlite(facts: dict[str, Any]) -> str:
     others = {peer["id"]: peer["sqlite_version"] for peer in facts["peers"] if peer["sqlite_version"]}
     different = [f"member {member} has {version}" for member, version in sorted(others.items()) if version != own]
     return "; ".join((f"sqlite {own}", *different))
+
+
+def _features(facts: dict[str, Any]) -> str:
+    """Return which feature level the cluster uses, and for whom what is newer waits."""
+    level = facts["feature_level"]
+    known = {facts["member_id"]: facts["features"]} | {peer["id"]: peer["features"] for peer in facts["peers"]}
+    newest = max(known.values())
+    if newest <= level:
+        return f"feature level {level}"
+    waiting = [
+        f"member {member} {'has not said its own' if found < 0 else f'knows {found}'}"
+        for member, found in sorted(known.items())
+        if found < newest
+    ]
+    return f"feature level {level}, {newest} waits ({'; '.join(waiting) or 'it will be switched on'})"
 
 
 def _number(name: str, key: str, value: float) -> str:

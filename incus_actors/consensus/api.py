@@ -23,7 +23,7 @@ class PeerStatus:
 
     id: MemberId
     match: Index
-    state: str  #: probe, replicate, snapshot, excluded; unknown unless this member leads
+    state: str  #: probe, replicate, snapshot, excluded, disputed (views.py); unknown unless this member leads
     last_contact_ms: int
     round_trip_ms: float
     link: bool
@@ -31,6 +31,7 @@ class PeerStatus:
     free_kib: int = -1  #: on its disk; -1: it has not told
     sqlite_version: str = ""  #: as it said it, to any member; empty before it did
     caught_up: bool = False  #: it may be made a voter (CONSENSUS 3.9)
+    features: int = -1  #: the highest feature level it can apply, as it said it; -1: it has not said it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,13 @@ class ConsensusStatus:
     fresh_ms: int = 0  #: monotonic clock of this machine: when the state here was last as good as the leader's word
     sqlite_version: str = ""  #: of this member; with different ones, see CONSENSUS 3.11
     halted: str = ""  #: why this member decides nothing although its daemon runs, and what to do
+    feature_level: int = 0  #: what is switched on in the state here (model/features.py)
+    features: int = 0  #: the highest level that this member can apply
+
+    def level_of_all(self) -> int:
+        """Return the highest feature level that every member, whatever its role, has said it can apply; 0 if one has
+        not said any."""
+        return max(0, min([self.features, *(peer.features for peer in self.peers)]))
 
     def age_ms(self, now_ms: int) -> int:
         """Return for how long nobody who leads has been heard: 0 on a leader that a quorum answers."""
@@ -114,6 +122,10 @@ class Consensus(Protocol):
 
     async def check_state(self) -> StateCheck:
         """Let every member hash its whole state at one index, so that one which differs is found out."""
+
+    async def upgrade(self) -> bool:
+        """On the leader: switch on what every member can apply, and migrate to what that allows; return whether anything
+        was done."""
 
     async def read_barrier(self, *, timeout_s: float = 5.0) -> Index:
         """Return once a local read is linearizable (ReadIndex). Calls made together share one round."""

@@ -76,6 +76,11 @@ class ApplyThread:
         """Return how many batches wait."""
         return self._queue.qsize()
 
+    @property
+    def feature_level(self) -> int:
+        """What the state has switched on."""
+        return self.applier.level
+
     def submit(self, entries: tuple[Entry, ...]) -> None:
         """Queue entries; answered by ApplyDone or ApplyTrouble."""
         self._queue.put(entries)

@@ -27,7 +27,7 @@ def consider(node: Node) -> None:
         return
     index = applied - limits.retained_entries if not heavy else applied - _light_tail(node, applied)
     if log.bytes <= limits.log_bytes_catching_up and log.last - log.mark.index < 16 * limits.retained_entries:
-        index = min(index, _slowest_online(node))
+        index = min(index, _slowest(node))
     if index - log.mark.index < (1 if heavy else max(1, limits.retained_entries // 8)):
         return
     node.compacting_until_ms = node.now + PATIENCE_MS
@@ -45,17 +45,19 @@ def _light_tail(node: Node, applied: Index) -> int:
     return kept
 
 
-def _slowest_online(node: Node) -> Index:
-    """Return how far everyone has come whom we heard lately; the log waits for them up to its bounds."""
+def _slowest(node: Node) -> Index:
+    """Return how far everyone has come for whom the log waits, up to its bounds: whom we heard lately, and every voter
+    while states differ and no majority is there to judge: sent entries it is a witness, sent our state it is a copy."""
     leadership = node.leadership
     if leadership is None:
         return node.log.last
-    online = [
+    voters = node.log.configuration.voters() if leadership.in_dispute else frozenset()
+    waited_for = [
         _needs_after(node, progress)
         for progress in leadership.progress.values()
-        if progress.contact_ms >= node.now - ONLINE_MS and not progress.excluded
+        if (progress.contact_ms >= node.now - ONLINE_MS or progress.id in voters) and not progress.excluded
     ]
-    return min(online, default=node.log.last)
+    return min(waited_for, default=node.log.last)
 
 
 def _needs_after(node: Node, progress: Progress) -> Index:

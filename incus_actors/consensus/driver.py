@@ -334,6 +334,11 @@ class Driver:
         self._tell(GenerationNotice(path))
 
     @property
+    def feature_level(self) -> int:
+        """What is switched on in the state here."""
+        return self._state.feature_level
+
+    @property
     def disk_full(self) -> bool:
         """Whether something waits here for disk space: nothing new can be answered by this member meanwhile."""
         return self._reported_full or self._apply_full

@@ -38,6 +38,10 @@ class LogWriter(Protocol):
 class StateWriter(Protocol):
     """The part of ApplyThread that the driver calls."""
 
+    @property
+    def feature_level(self) -> int:
+        """What the state has switched on."""
+
     def submit(self, entries: tuple[Entry, ...]) -> None:
         """Queue entries; answered by ApplyDone or ApplyTrouble."""
 

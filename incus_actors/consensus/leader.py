@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from incus_actors.consensus import replication, snapshots
+from incus_actors.consensus import features, replication, snapshots
 from incus_actors.consensus.effects import Resolve
 from incus_actors.consensus.messages import Goodbye, Heartbeat, HeartbeatResponse, TimeoutNow, WireEntry
 from incus_actors.consensus.node import Node
@@ -44,6 +44,7 @@ class Leadership:
         self.check_quorum_ms = node.now + node.timing.check_quorum_ms
         self.grace_until_ms = 0
         self.since_ms = node.now
+        self.ask_ms = node.now + features.ASK_EVERY_MS
         self.transfer: Transfer | None = None
         self.next_disk_transfer_ms = 0
         self.change_request: int | None = None
@@ -183,6 +184,9 @@ class Leadership:
     def _check(self) -> None:
         node = self.node
         self.check_quorum_ms = node.now + node.timing.check_quorum_ms
+        if node.now >= self.ask_ms:
+            self.ask_ms = node.now + features.ASK_EVERY_MS
+            features.ask_unknown(node)
         if node.now >= self.grace_until_ms and not self.has_contact():
             node.become_follower(node.term, NOBODY, "check_quorum")
         elif self._disk_hangs():
@@ -271,6 +275,15 @@ class Leadership:
         node.wake_at(node.now + COMMIT_TELL_MS)
         if first:
             self.rounds.gate_opened()
+
+    def disputed(self, member: MemberId) -> bool:
+        """Whether its state differs from ours and no majority has said yet who is wrong."""
+        return member in self.diverged and not self.progress[member].excluded
+
+    @property
+    def in_dispute(self) -> bool:
+        """Whether anybody's state is disputed: whoever is away may be the one to decide, if it is sent entries."""
+        return any(member in self.progress and self.disputed(member) for member in self.diverged)
 
     def compare_digest(self, progress: Progress, message: HeartbeatResponse) -> None:
         """States at equal indexes must be equal (3.11); the one that differs from a majority is damaged.

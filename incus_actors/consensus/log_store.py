@@ -36,6 +36,7 @@ from incus_actors.consensus.types import (
     SnapshotMark,
 )
 from incus_actors.consensus.witness import Witness, is_no_space
+from incus_actors.model.features import supported_with
 
 
 @dataclass(slots=True)
@@ -156,6 +157,7 @@ class LogStore:
             applied=applied,
             incarnation=secrets.randbits(64) or 1,
             sqlite_version=sqlite3.sqlite_version,
+            features=supported_with(sqlite3.sqlite_version_info),
         )
 
     # Writing

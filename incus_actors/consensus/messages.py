@@ -27,6 +27,7 @@ class Hello:
     commit: Index
     answer: bool = False  #: True when this Hello answers one
     sqlite_version: str = ""  #: what the sender applies entries with (3.11); shown, and decides nothing
+    features: int = 0  #: the highest feature level that the sender can apply; 0 from releases before there were any
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ class Node:
         self.incarnation = durable.incarnation
         self.amnesia = durable.amnesia
         self.sqlite_version = durable.sqlite_version
+        self.features = durable.features
         self.rng = rng
         self.timing = timing
         self.limits = limits
@@ -126,6 +127,7 @@ class Node:
         self.burnt_incarnations: dict[MemberId, list[int]] = {}
         self.greeted_ms: dict[MemberId, int] = {}
         self.sqlite_versions: dict[MemberId, str] = {}  #: of others, as they said it last
+        self.features_of: dict[MemberId, int] = {}  #: the feature levels of others, as they said it last
         self.known_members: frozenset[MemberId] = frozenset(self.log.configuration.members())
         self.visible_voters: tuple[MemberId, ...] = ()
         self.voter_sets = self.log.configuration.voter_sets()

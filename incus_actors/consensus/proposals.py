@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from incus_actors.consensus import features
 from incus_actors.consensus.candidate import disks_are_full
 from incus_actors.consensus.effects import Resolve
 from incus_actors.consensus.events import Propose as LocalProposal
@@ -22,13 +23,14 @@ from incus_actors.consensus.types import NOBODY, EntryKind, Index, MemberId, Raf
 if TYPE_CHECKING:
     from incus_actors.consensus.leader import Leadership
 
-#: FEATURE is reserved: this release switches nothing on, and could not apply what would
-PROPOSABLE = frozenset({EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.CHECK, EntryKind.DELETE})
+PROPOSABLE = frozenset(
+    {EntryKind.SQL, EntryKind.SCHEMA, EntryKind.EXPIRE, EntryKind.FEATURE, EntryKind.CHECK, EntryKind.DELETE}
+)
 #: what a full disk refuses; the rest is small and helps to get out of it
 DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
 #: a voter with less than this part of the least space can't be counted on to write anything
 HELPLESS_PART = 16
-FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid"})
+FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid", "unsupported"})
 #: every leader at any time refuses these
 HOPELESS = frozenset({"too_large", "invalid"})
 
@@ -160,6 +162,9 @@ def take(node: Node, leadership: Leadership, proposal_id: bytes, kind: EntryKind
     known = node.log.proposals.get(proposal_id)
     if known is not None and not _is_applied_at(node, leadership, known, origin):
         return ""
+    refused = features.refusal(node, body) if kind is EntryKind.FEATURE else ""
+    if refused:
+        return refused
     limits = node.limits
     if leadership.uncommitted_bytes + len(body) > limits.uncommitted_bytes:
         return "busy"

@@ -169,6 +169,7 @@ def _dispatch(node: Node, envelope: Envelope) -> None:
             candidate.on_vote_response(node, envelope, message)
         case msg.Hello():
             node.sqlite_versions[source] = message.sqlite_version
+            node.features_of[source] = message.features
             node.suspicion.hello(envelope, message, changed=False)
             if not message.answer:
                 node.send(source, greeting(node, answer=True))

@@ -24,6 +24,11 @@ def refusal(answer: Resolve, status: ConsensusStatus) -> ApiError:
             return UnavailableError("Failed to begin transaction: too many transactions are waiting")
         case "too_large" | "invalid":
             return BadRequestError(f"Failed to begin transaction: {answer.status.replace('_', ' ')}{detail}")
+        case "unsupported":
+            return UnavailableError(
+                "Failed to begin transaction: not every member of the cluster can apply it yet",
+                remedy="Upgrade the other members first; `incus-actors raft status` shows who has what.",
+            )
         case "disk_full":
             return UnavailableError(
                 "Failed to begin transaction: the disk of the database is full",

@@ -243,6 +243,10 @@ class ConsensusRuntime(Consensus):
         """Let every member compare its whole state now, not only once a day."""
         return await self.upkeep.check()
 
+    async def upgrade(self) -> bool:
+        """Use at once what every member can apply, not only at the next look. Raises UnavailableError."""
+        return await self.upkeep.upgrade.if_due()
+
     async def _propose_upkeep(self, kind: EntryKind, body: bytes) -> Outcome:
         self._read_horizon()
         return await self._propose(kind, body, 10.0, self.new_proposal_id())

@@ -29,7 +29,15 @@ from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.messages import SnapshotOffer
 from incus_actors.consensus.types import Configuration, Index, MemberId, SnapshotMark
-from incus_actors.state.apply import Applier, Position, is_disk_full, read_position
+from incus_actors.state.apply import (
+    Applier,
+    FeatureTooNewError,
+    Position,
+    check_level,
+    is_disk_full,
+    read_level,
+    read_position,
+)
 
 KEEP_S = 600.0
 OLD_GENERATION_S = 5.0  #: readers on the main loop have switched by then
@@ -309,7 +317,11 @@ class SnapshotFiles:
         generation, target = current + 1, self._directory / fmt.state_name(current + 1)
 
         def prepare() -> Callable[[], None]:
-            self._verify(offer)
+            try:
+                self._verify(offer)
+            except FeatureTooNewError as exc:  # to receive it again would change nothing
+                reason = str(exc)
+                return lambda: self._driver.die(reason, "fatal")
             remove_database(target)
             self._part(offer).rename(target)
             sync_directory(self._directory)
@@ -327,13 +339,14 @@ class SnapshotFiles:
         connection = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
         try:
             checked = connection.execute("PRAGMA quick_check").fetchone()[0]
-            position = read_position(connection)
+            position, level = read_position(connection), read_level(connection)
         finally:
             connection.close()
         if checked != "ok":
             raise SnapshotError(f"the received file is damaged: {checked}")
         if (position.index, position.term, position.chain) != (offer.index, offer.term, offer.chain):
             raise SnapshotError(f"the received file has applied {position.index}, the offer says {offer.index}")
+        check_level(level)
 
     def _commit(self, effect: fx.InstallSnapshot, generation: int, target: Path) -> None:
         offer = effect.offer

@@ -85,6 +85,8 @@ class StateMark:
     noop_index: Index
     read_sequence: int
     peers: tuple[PeerMark, ...]
+    features_of: tuple[tuple[MemberId, int], ...] = ()
+    ask_ms: int = 0
 
 
 def is_quiet(core: Core) -> bool:
@@ -134,6 +136,8 @@ def mark_of(core: Core, rng: random.Random, *, whole: bool = False) -> StateMark
         noop_index=0 if leadership is None else leadership.noop_index,
         read_sequence=0 if leadership is None else leadership.rounds.sequence,
         peers=() if leadership is None else tuple(_peer(p) for p in leadership.progress.values()),
+        features_of=tuple(core.features_of.items()),
+        ask_ms=0 if leadership is None else leadership.ask_ms,
     )
 
 
@@ -158,6 +162,7 @@ def _durable(core: Core) -> DurableState:
         incarnation=core.incarnation,
         amnesia=core.amnesia,
         sqlite_version=core.sqlite_version,
+        features=core.features,
     )
 
 
@@ -213,7 +218,7 @@ def _go_on(core: Core, mark: StateMark) -> None:
     core.leader_heard_ms, core.led_until_ms = mark.leader_heard_ms, mark.led_until_ms
     core.heard_any_leader = mark.leader_heard_ms > -NEVER or mark.role is RaftRole.LEADER
     core.links, core.incarnations = dict(mark.links), dict(mark.incarnations)
-    core.greeted_ms = dict(mark.greeted_ms)
+    core.greeted_ms, core.features_of = dict(mark.greeted_ms), dict(mark.features_of)
     core.refresh_visible()
     if mark.role is RaftRole.LEADER:
         _lead(core, mark)
@@ -225,6 +230,7 @@ def _lead(core: Core, mark: StateMark) -> None:
     core.leadership = leadership = Leadership(core)
     core.appended_sent = core.log.last
     leadership.since_ms, leadership.check_quorum_ms = mark.since_ms, mark.check_quorum_ms
+    leadership.ask_ms = mark.ask_ms
     leadership.noop_index, leadership.rounds.sequence = mark.noop_index, mark.read_sequence
     for peer in mark.peers:
         progress = leadership.progress.setdefault(peer.id, Progress(peer.id, core.log.last, core.now, 0))

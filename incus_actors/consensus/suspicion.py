@@ -144,7 +144,7 @@ class Suspicion:
 
 def greeting(node: Node, *, answer: bool = False) -> Hello:
     """Return a Hello that says where this member's log ends. It doubles as the ping of F2."""
-    return Hello(1, 1, node.log.last, node.log.last_term, node.commit, answer, node.sqlite_version)
+    return Hello(1, 1, node.log.last, node.log.last_term, node.commit, answer, node.sqlite_version, node.features)
 
 
 class StallForgiveness:

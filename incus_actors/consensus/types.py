@@ -15,6 +15,7 @@ Term = int
 Index = int
 
 NOBODY: MemberId = 0
+LARGEST_KIND = 255  #: of an entry: one byte of the chained hash
 GENESIS_CHAIN = b"\0" * 8
 
 
@@ -46,6 +47,15 @@ class EntryKind(IntEnum):
     FEATURE = 5
     CHECK = 6
     DELETE = 7  #: SQL that makes room, so it is taken when disks are low (CONSENSUS 3.4)
+
+    @classmethod
+    def _missing_(cls, value: object) -> EntryKind | None:
+        """A kind of a newer release: it is carried, stored and hashed like any other; only to apply it is fatal."""
+        if not isinstance(value, int) or not 0 <= value <= LARGEST_KIND:
+            return None
+        kind = int.__new__(cls, value)
+        kind._name_, kind._value_ = f"KIND_{value}", value
+        return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,7 @@ class DurableState:
     incarnation: int = 1  #: 64 random bits, new for every start of the process
     amnesia: bool = False  #: this id is burnt (CONSENSUS 3.5): it grants, acks and campaigns nothing, for ever
     sqlite_version: str = ""  #: told to the others, who show it
+    features: int = 0  #: the highest feature level that this process can apply (model/features.py); told to the others
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""What a leader does about the state from time to time: let everybody forget answers, let everybody compare.
+"""What a leader does about the state from time to time: let everybody forget answers, compare, and use what is new.
 
 Owns when this is due (CONSENSUS 3.11: answers live for a day, whole states are compared once a day at an agreed
-index). It only proposes entries; what they do is in state/apply.py. Must never end because nobody leads just now.
+index; 3.13: upgrade.py looks whether every member can apply more). It only proposes entries; what they do is in state/apply.py. Must never end because nobody leads just now.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from incus_actors.clock import Clock
 from incus_actors.consensus import sessions
 from incus_actors.consensus.api import ConsensusStatus, StateCheck
 from incus_actors.consensus.types import EntryKind, Index, RaftRole
+from incus_actors.consensus.upgrade import Upgrade
 from incus_actors.errors import UnavailableError
 from incus_actors.model.transaction import Outcome
 from incus_actors.state.codec import encode_expire
@@ -38,6 +39,7 @@ class Upkeep:
         propose: Callable[[EntryKind, bytes], Awaitable[Outcome]],
     ) -> None:
         self._database, self._clock, self._status, self._propose = database, clock, status, propose
+        self.upgrade = Upgrade(database, clock, status, propose)
         self._applied: deque[tuple[int, Index]] = deque()  #: when we had applied what, the youngest last
         self._checked_ms = clock.monotonic_ms()  # by this process: after a change of leader one check may come early
 
@@ -48,6 +50,7 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 self.note()
+                await self.upgrade.if_due()
                 await self.forget_due()
                 await self.check_if_due()
             except UnavailableError as exc:

@@ -56,6 +56,8 @@ def look(
         fresh_ms=max(opened_as_of_ms, _fresh_ms(core, now_ms)),
         sqlite_version=core.sqlite_version,
         halted=driver.halted,
+        feature_level=driver.feature_level,
+        features=core.features,
     )
 
 
@@ -80,8 +82,11 @@ def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerSta
         if member == core.id:
             continue
         found, version = views.get(member), core.sqlite_versions.get(member, "")
+        features = core.features_of.get(member, -1)
         if found is None:
-            peers.append(PeerStatus(member, 0, "unknown", -1, 0.0, member in links, sqlite_version=version))
+            peers.append(
+                PeerStatus(member, 0, "unknown", -1, 0.0, member in links, sqlite_version=version, features=features)
+            )
             continue
         contact_ms = max(0, found.contact_age_ms + now_ms - core.now)
         link = member in links
@@ -98,6 +103,7 @@ def _peers(core: Core, links: frozenset[MemberId], now_ms: int) -> tuple[PeerSta
                 free_kib,
                 version,
                 found.caught_up,
+                features,
             )
         )
     return tuple(peers)

@@ -6,11 +6,15 @@ Owns plain copies; called from Core. Must never hand out anything that lets a ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from incus_actors.consensus.node import Node
 from incus_actors.consensus.policy import MemberHealth
 from incus_actors.consensus.progress import Progress
 from incus_actors.consensus.types import Index, MemberId
+
+if TYPE_CHECKING:
+    from incus_actors.consensus.leader import Leadership
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class PeerView:
     id: MemberId
     match: Index
     next: Index
-    state: str  #: probe, replicate, snapshot, excluded
+    state: str  #: probe, replicate, snapshot, excluded; disputed: its state differs, and no majority has judged it
     contact_age_ms: int
     round_trip_ms: float
     in_flight: int
@@ -42,7 +46,7 @@ def peers(node: Node) -> tuple[PeerView, ...]:
             progress.id,
             progress.match,
             progress.next,
-            "excluded" if progress.excluded else progress.state.value,
+            _state(node.leadership, progress),
             node.now - progress.contact_ms,
             progress.round_trip_ms,
             len(progress.in_flight),
@@ -55,12 +59,19 @@ def peers(node: Node) -> tuple[PeerView, ...]:
     )
 
 
+def _state(leadership: Leadership, progress: Progress) -> str:
+    if progress.excluded:
+        return "excluded"
+    return "disputed" if leadership.disputed(progress.id) else progress.state.value
+
+
 def caught_up(node: Node, progress: Progress) -> bool:
-    """Return whether a member may be made a voter (CONSENSUS 3.9): near the end of the log for some heartbeats, and
-    its last catch-up round took less than the shortest election timeout."""
+    """Return whether a member may be made a voter (CONSENSUS 3.9): near the end of the log for some heartbeats, its
+    last catch-up round took less than the shortest election timeout, and its state is not in question."""
     return (
         progress.caught_up_rounds >= CAUGHT_UP_ROUNDS
         and not progress.excluded
+        and not (node.leadership is not None and node.leadership.disputed(progress.id))
         and progress.catch_up_ms(node.now) < node.timing.election_min_ms
     )
 

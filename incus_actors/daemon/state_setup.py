@@ -17,7 +17,7 @@ from incus_actors.errors import UnavailableError
 from incus_actors.model import architectures
 from incus_actors.model.api_extensions import API_EXTENSIONS
 from incus_actors.state.database import Database
-from incus_actors.state.schema import SCHEMA_VERSION, current_version, initial_rows, pending_migrations
+from incus_actors.state.schema import SCHEMA_VERSION, current_version, initial_rows
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ async def wait_for_state(database: Database) -> None:
 
 
 async def prepare_state(consensus: Consensus, database: Database) -> None:
-    """Bring the schema up to date and make the first rows if this member leads; a follower waits for nobody.
+    """Switch on what every member can apply, bring the schema to what that allows, and make the first rows, if this
+    member leads; a follower waits for nobody.
 
     Raises StateTooNewError, UnavailableError.
     """
@@ -60,13 +61,9 @@ async def prepare_state(consensus: Consensus, database: Database) -> None:
     version = current_version(database)
     if version > SCHEMA_VERSION:
         raise StateTooNewError(f"The database has schema {version}, this software knows {SCHEMA_VERSION}")
-    now = rfc3339(time.time_ns())
-    for migration in await asyncio.to_thread(pending_migrations, version, now) if version < SCHEMA_VERSION else []:
-        outcome = await consensus.propose(migration)
-        if not outcome.applied and outcome.label != "schema":
-            raise UnavailableError(f"The database could not be migrated: {outcome.error or outcome.label}")
-        log.info("database schema migrated")
+    await consensus.upgrade()
     if version == 0:
+        now = rfc3339(time.time_ns())
         rows = initial_rows(now, architecture=own_architecture(), api_extensions=len(API_EXTENSIONS))
         outcome = await consensus.propose(rows)
         if not outcome.applied and outcome.label != "not_empty":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from incus_actors.consensus.types import NOBODY, Index, MemberId, Role, Term
+from incus_actors.model.features import SUPPORTED
 
 
 @dataclass
@@ -23,6 +24,7 @@ class MemberSpec:
     snapshot: Index = 0
     address: str = ""
     domain: str = "default"
+    features: int = SUPPORTED
     down: bool = False
     amnesia: bool = False
 

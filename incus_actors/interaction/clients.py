@@ -13,16 +13,19 @@ from incus_actors.consensus.types import EntryKind, Member, MemberId, Role
 from incus_actors.interaction.machine import proposal_id
 from incus_actors.interaction.script import Action, Grammar, Words
 from incus_actors.interaction.world import World
+from incus_actors.model.features import encode_level
 
 DEADLINE_MS = 1 << 40
 MOST_BODY = 4 << 20
+MOST_LEVEL = 1000
+KINDS = "sql|schema|expire|check|delete|feature"
 
 
 def register(grammar: Grammar) -> None:
     """Add these commands to the grammar."""
     for usage, reader in (
         (
-            "propose MEMBER NAME [deadline=TIME] [kind=sql|schema|expire|check|delete] [body=TEXT | size=BYTES]",
+            f"propose MEMBER NAME [deadline=TIME] [kind={KINDS}] [body=TEXT | size=BYTES | level=N]",
             _propose,
         ),
         ("read MEMBER NAME [deadline=TIME]", _read),
@@ -49,27 +52,35 @@ def _at(world: World, member: MemberId, ms: int | None) -> int:
 
 def _propose(words: Words) -> Action:
     member, label = words.member(), _label(words)
-    given = words.options("deadline", "kind", "body", "size")
+    given = words.options("deadline", "kind", "body", "size", "level")
     deadline = _deadline(words, given)
     kind = given.get("kind", "sql").upper()
     if kind not in EntryKind.__members__:
         raise words.error(f"kind must be one of {', '.join(EntryKind.__members__).lower()}")
-    if "body" in given and "size" in given:
-        raise words.error("body= and size= exclude each other")
-    size = words.as_number(given["size"], "size") if "size" in given else 0
-    if size > MOST_BODY:
-        raise words.error(f"size is at most {MOST_BODY}")
-    text = given.get("body", label)
+    body = _body(words, given, label)
 
     def act(world: World) -> None:
         world.running(member)
         key = proposal_id(label)
         world.names[key] = label
         world.ask(member, label, "propose", key)
-        body = bytes(size) if "size" in given else text.encode()
         world.step(member, ev.Propose(key, EntryKind[kind], body, 0, _at(world, member, deadline)))
 
     return act
+
+
+def _body(words: Words, given: dict[str, str], label: str) -> bytes:
+    if len(given.keys() & {"body", "size", "level"}) > 1:
+        raise words.error("body=, size= and level= exclude each other")
+    if "level" in given:
+        level = words.as_number(given["level"], "level", least=1)
+        if level > MOST_LEVEL:
+            raise words.error(f"level is at most {MOST_LEVEL}")
+        return encode_level(level)
+    size = words.as_number(given["size"], "size") if "size" in given else 0
+    if size > MOST_BODY:
+        raise words.error(f"size is at most {MOST_BODY}")
+    return bytes(size) if "size" in given else given.get("body", label).encode()
 
 
 def _read(words: Words) -> Action:

@@ -62,7 +62,9 @@ def _members(words: Words) -> Action:
     return act
 
 
-@command("member IDS [voter|standby|spare] [term=N] [vote=ID] [log=TERM[:TEXT],…] [applied=N] [snapshot=N] [down] …")
+@command(
+    "member IDS [voter|standby|spare] [term=N] [vote=ID] [log=TERM[:TEXT],…] [applied=N] [snapshot=N] [features=N] [down] …"
+)
 def _member(words: Words) -> Action:
     ids = words.as_ids(words.take("the member"))
     spec = MemberSpec(ids[0])
@@ -74,10 +76,11 @@ def _member(words: Words) -> Action:
             setattr(spec, flag, True)
         else:
             raise words.error(f"unexpected {flag!r}: a role, `down` or `amnesia`")
-    given = words.options("term", "vote", "log", "applied", "snapshot", "address", "domain")
+    given = words.options("term", "vote", "log", "applied", "snapshot", "features", "address", "domain")
     spec.log = _log(words, given.get("log", ""))
-    for name in ("term", "vote", "applied", "snapshot"):
-        setattr(spec, name, words.as_number(given.get(name, "0"), name))
+    for name in ("term", "vote", "applied", "snapshot", "features"):
+        if name in given:
+            setattr(spec, name, words.as_number(given[name], name))
     if spec.applied > len(spec.log) or spec.snapshot > spec.applied:
         raise words.error("needs snapshot <= applied <= the length of the log")
     spec.address, spec.domain = given.get("address", ""), given.get("domain", "default")

@@ -57,12 +57,14 @@ CORE_FACTS: dict[str, CoreFact] = {
     "installing": lambda world, core: core.receiver.installing,
     "timeout": lambda world, core: core.election_timeout_ms,
     "incarnation": lambda world, core: core.incarnation,
+    "features": lambda world, core: core.features,
 }
 #: facts that outlive the process
 MACHINE_FACTS: dict[str, Callable[[World, MemberId], object]] = {
     "role": lambda world, member: "down" if member not in world.cores else world.cores[member].role.value,
     "running": lambda world, member: member in world.cores,
     "state": _state,
+    "feature_level": lambda world, member: world.machines[member].state.level,
     "writes": lambda world, member: len(world.writes[member]),
     "applies": lambda world, member: len(world.applies[member]),
     "jobs": lambda world, member: tuple(job_name(job) for job in world.jobs[member]),

@@ -13,7 +13,9 @@ from incus_actors.consensus import effects as fx
 from incus_actors.consensus.log import RaftLog
 from incus_actors.consensus.messages import SnapshotOffer
 from incus_actors.consensus.types import DurableState, Entry, EntryKind, Index, SnapshotMark, Term, chain_hash
+from incus_actors.model.features import decode_level, too_new_text
 
+KNOWN_KINDS = frozenset(EntryKind)
 INTERNAL = frozenset({EntryKind.NOOP, EntryKind.CONFIG})
 
 
@@ -25,11 +27,12 @@ class State:
     chain: bytes = bytes(8)
     executed: dict[bytes, Index] = field(default_factory=dict)
     bodies: dict[bytes, bytes] = field(default_factory=dict)
+    level: int = 0  #: the feature level that is switched on
     salt: bytes = b""  #: not empty once the script has damaged this state
 
     def copy(self) -> State:
         """Return an independent copy."""
-        return State(self.index, self.chain, dict(self.executed), dict(self.bodies), self.salt)
+        return State(self.index, self.chain, dict(self.executed), dict(self.bodies), self.level, self.salt)
 
     def digest(self) -> bytes:
         """Return what members compare: equal at equal indexes unless a state is damaged."""
@@ -42,6 +45,8 @@ class State:
             return None
         first = self.executed.setdefault(entry.proposal_id, entry.index)
         self.bodies.setdefault(entry.proposal_id, entry.body)
+        if entry.kind is EntryKind.FEATURE:
+            self.level = max(self.level, decode_level(entry.body))
         return entry.proposal_id, first
 
 
@@ -107,6 +112,14 @@ class Machine:
         return log.mark
 
     # -- state ----------------------------------------------------------------------------------------------------
+
+    def too_new(self, entry: Entry) -> str:
+        """Return why this release can't go on with an entry, if it can't: nothing of a newer one is skipped."""
+        if entry.kind not in KNOWN_KINDS:
+            return f"entry {entry.index} is of kind {entry.kind}, which this release can't apply"
+        if entry.kind is EntryKind.FEATURE and decode_level(entry.body) > self.durable.features:
+            return too_new_text(decode_level(entry.body), self.durable.features)
+        return ""
 
     def apply(self, entry: Entry) -> tuple[bytes, object] | None:
         """Execute one entry; return its proposal id and outcome if it has one."""

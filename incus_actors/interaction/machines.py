@@ -14,6 +14,7 @@ from incus_actors.interaction.errors import StepFailedError
 from incus_actors.interaction.files import NAMES as JOB_NAMES
 from incus_actors.interaction.script import Action, Grammar, Words
 from incus_actors.interaction.world import World
+from incus_actors.model.features import SUPPORTED
 
 
 def register(grammar: Grammar) -> None:
@@ -31,8 +32,8 @@ def register(grammar: Grammar) -> None:
         ("diverge MEMBER", _diverge),
         ("crash MEMBERS [applied=N]", _crash),
         ("kill MEMBERS", _kill),
-        ("restart MEMBERS [amnesia]", _restart),
-        ("join MEMBER", _join),
+        ("restart MEMBERS [amnesia] [features=N]", _restart),
+        ("join MEMBER [features=N]", _join),
         ("shutdown MEMBER [REASON]", _shutdown),
         ("link up|down MEMBER [at=MEMBERS] [evidence=E0|E1|E2|E3]", _link),
     ):
@@ -199,6 +200,8 @@ def _restart(words: Words) -> Action:
     burnt = words.peek() == "amnesia"
     if burnt:
         words.take("amnesia")
+    given = words.options("features")
+    features = words.as_number(given["features"], "features") if given else None
 
     def act(world: World) -> None:
         world.boot()
@@ -209,6 +212,8 @@ def _restart(words: Words) -> Action:
             machine = world.machines[member]
             if burnt:
                 machine.durable = replace(machine.durable, amnesia=True)
+            if features is not None:
+                machine.durable = replace(machine.durable, features=features)
             world.start(member)
 
     return act
@@ -216,10 +221,11 @@ def _restart(words: Words) -> Action:
 
 def _join(words: Words) -> Action:
     member = words.member()
+    features = words.as_number(words.options("features").get("features", str(SUPPORTED)), "features")
 
     def act(world: World) -> None:
         world.boot()
-        world.join(member)
+        world.join(member, features)
 
     return act
 

@@ -196,7 +196,7 @@ def field_of(envelope: Envelope, name: str, names: Mapping[bytes, str]) -> objec
 
 
 _SHOWN: dict[str, tuple[str, ...]] = {
-    "Hello": ("last_index", "last_term", "commit", "answer"),
+    "Hello": ("last_index", "last_term", "commit", "answer", "features"),
     "Append": ("previous_index", "previous_term", "terms", "proposals", "commit", "sequence"),
     "AppendResponse": ("ok", "match", "sequence", "hint_index", "hint_term", "reason"),
     "Heartbeat": ("commit", "read_sequence", "heir"),

@@ -17,9 +17,10 @@ from incus_actors.interaction.patterns import Condition, suggest
 NONE = "none"
 FLAGS = ("true", "false")
 ROLES = ("down", *(role.value for role in RaftRole))
-PROGRESS = ("probe", "replicate", "snapshot", "excluded")
+PROGRESS = ("probe", "replicate", "snapshot", "excluded", "disputed")
 STATUSES = (
-    "pending", "applied", "not_leader", "busy", "too_large", "disk_full", "invalid", "timeout", "unknown", "lost",
+    "pending", "applied", "not_leader", "busy", "too_large", "disk_full", "invalid", "unsupported", "timeout", "unknown",
+    "lost",
 )  # fmt: skip
 CAUSES = (
     NONE, "timeout", "lost", "heir", "transfer", "startup", "higher_term", "check_quorum", "leader_found", "forgot",

@@ -38,6 +38,7 @@ from incus_actors.interaction.machine import Machine, build_entries
 from incus_actors.interaction.network import Network
 from incus_actors.interaction.patterns import show_value
 from incus_actors.interaction.safety import Safety
+from incus_actors.model.features import SUPPORTED
 
 CLUSTER = b"interaction test"
 START_MS = 10_000  #: members of the beginning have been running for so long
@@ -149,17 +150,18 @@ class World:
         term = max(spec.term, spec.last_term)
         mark = SnapshotMark(0, 0, GENESIS_CHAIN, self.genesis, 0)
         hard = HardState(term, spec.vote)
-        machine = Machine(DurableState(spec.id, CLUSTER, 1, hard, mark, entries, amnesia=spec.amnesia), spec.applied)
+        durable = DurableState(spec.id, CLUSTER, 1, hard, mark, entries, amnesia=spec.amnesia, features=spec.features)
+        machine = Machine(durable, spec.applied)
         if spec.snapshot:
             machine.compact(spec.snapshot)
         return machine
 
-    def join(self, member: MemberId) -> None:
-        """Start a new machine that has nothing but the first configuration."""
+    def join(self, member: MemberId, features: int = SUPPORTED) -> None:
+        """Start a new machine that has nothing but the first configuration, with a release of that feature level."""
         if member in self.machines:
             raise StepFailedError(f"there is a member {member} already")
         mark = SnapshotMark(0, 0, GENESIS_CHAIN, self.genesis, 0)
-        self.machines[member] = Machine(DurableState(member, CLUSTER, 1, HardState(), mark, ()))
+        self.machines[member] = Machine(DurableState(member, CLUSTER, 1, HardState(), mark, (), features=features))
         self.start(member)
 
     def start(self, member: MemberId, *, aged: bool = False) -> None:
@@ -345,6 +347,10 @@ class World:
         machine, results = self.machines[member], []
         for entry in chosen:
             self.safety.applying(machine, entry)
+            too_new = machine.too_new(entry)
+            if too_new:
+                self._fatal(member, fx.Fatal(too_new, "fatal"))
+                return len(chosen)
             outcome = machine.apply(entry)
             if outcome is not None:
                 results.append(outcome)

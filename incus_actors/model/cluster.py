@@ -162,6 +162,7 @@ class AcceptRequest(msgspec.Struct, kw_only=True):
     version: str
     schema: int
     api_extensions: int
+    features: int = 0  #: the highest feature level that it can apply (model/features.py)
     token: str = ""
     core_address: str = ""  #: its core.https_address, if it has one
     storage_root: str = ""  #: where its pools are by default

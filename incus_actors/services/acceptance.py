@@ -30,6 +30,7 @@ from incus_actors.services.join_standing import standing
 from incus_actors.services.join_tokens import JoinTokens
 from incus_actors.state.queries import cluster as queries
 from incus_actors.state.reader import Reader
+from incus_actors.state.schema import current_version
 from incus_actors.transport.address import AddressError, parse_address
 
 ACCEPT_PATH = "/internal/cluster/accept"
@@ -93,7 +94,9 @@ class AcceptService:
             token_uuid = self._tokens.check(request.token, request.name).uuid
         elif applicant.trusted_name != request.name:
             raise ForbiddenError
-        if self._facts.schema != request.schema:
+        # A newer one may come: what only it knows waits until all do. An older one could not apply what is in use.
+        used = self._consensus.status().feature_level
+        if request.features < used or request.schema < current_version(self._database):
             raise MemberError(
                 "The joining server version doesn't match "
                 f"(expected {self._facts.version} with schema {self._facts.schema})"

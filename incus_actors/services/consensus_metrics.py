@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 _PREFIX = "incus_actors_raft"
-PEER_STATES = ("probe", "replicate", "snapshot", "excluded")
+PEER_STATES = ("probe", "replicate", "snapshot", "excluded", "disputed")
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -46,6 +46,7 @@ def _own(status: ConsensusStatus) -> Iterator[Metric]:
         ("durable_index", "Last entry on the disk of this member", status.durable),
         ("last_index", "Last entry of the log in memory", status.last),
         ("first_index", "First entry that is still in the log", status.first),
+        ("feature_level", "What is switched on in the whole cluster", status.feature_level),
         ("epoch", "How often the cluster was recovered from the loss of its majority, plus one", status.epoch),
         ("fast_path_spent", "Campaigns within a minute for a broken link alone", status.fast_path_spent),
         ("fast_path_budget", "How many of them there may be", status.fast_path_budget),
@@ -74,9 +75,12 @@ def _peers(status: ConsensusStatus) -> Iterator[Metric]:
     trip = family("peer_round_trip_milliseconds", "Way to a member and back (on the leader)")
     flight = family("peer_in_flight", "Messages with entries that a member has not answered (on the leader)")
     free = family("peer_free_disk_bytes", "Free space where the log of a member is (on the leader)")
+    features = family("peer_feature_level", "The highest feature level that a member can apply")
     for peer in status.peers:
         who = str(peer.id)
         link.add_metric((who,), int(peer.link))
+        if peer.features >= 0:
+            features.add_metric((who,), peer.features)
         if status.leader != status.member_id or peer.state == "unknown":
             continue  # only a leader is told
         lag.add_metric((who,), max(0, status.commit - peer.match))
@@ -87,7 +91,7 @@ def _peers(status: ConsensusStatus) -> Iterator[Metric]:
         flight.add_metric((who,), peer.in_flight)
         if peer.free_kib >= 0:
             free.add_metric((who,), peer.free_kib * 1024)
-    yield from (link, lag, state, contact, trip, flight, free)
+    yield from (link, lag, state, contact, trip, flight, free, features)
 
 
 def _sqlite(status: ConsensusStatus) -> Metric:

@@ -166,6 +166,7 @@ class JoinService:
             version=self._facts.version,
             schema=self._facts.schema,
             api_extensions=self._facts.api_extensions,
+            features=self._consensus.status().features,
             token=put.cluster_token,
             core_address=core_address,
             storage_root=self._facts.storage_root,

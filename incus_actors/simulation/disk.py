@@ -97,6 +97,7 @@ class Disk:
         self.checkpoint: Image = machine.image()
         self.witness = _Witness(0, mark.chain, HardState())
         self.amnesia = False
+        self.features = 0  #: the highest feature level of the release that is installed here
         self.undo: deque[_Undo] = deque(maxlen=UNDO_KEPT)
         # what dies with the process
         self.life = 0
@@ -195,6 +196,7 @@ class Disk:
             applied=self.machine.index,
             incarnation=incarnation,
             amnesia=self.amnesia,
+            features=self.features,
         )
 
     def crash(self, *, power: bool) -> None:

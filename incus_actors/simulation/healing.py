@@ -60,6 +60,8 @@ def heal(world: World) -> None:
     network = world.network
     network.plan = replace(network.plan, loss=0.0, duplicate=0.0, late=0.0, notice_lost=0.0)
     network.mend_all()
+    if world.plan.upgrades:
+        world.upgrades.finish()
     for host in list(world.hosts.values()):
         disk = host.disk
         disk.slow_us, disk.full, disk.fail_next, disk.free_kib = 0, False, False, 1 << 30
@@ -79,6 +81,7 @@ def _live(world: World) -> None:
         client.read_everything()
     _until(world, ANSWER_US, lambda: not _waiting(world), "P-LIVE1", "reads after healing are not answered")
     _until(world, EQUAL_US, lambda: not _behind(world), "P-LIVE2", "members are not equal")
+    _until(world, ANSWER_US, world.upgrades.done, "P-FEATURE", "the new feature level is not switched on")
     leaders = dict(world.monitor.leaders)
     world.run_until(world.now_us + world.plan.steady_ms * 1_000)
     if world.monitor.leaders != leaders:

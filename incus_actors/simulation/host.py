@@ -59,6 +59,7 @@ class Host:
         self.seen_term = 0
         self.seen_commit = 0
         self.led_term = 0
+        self.said = 0  #: the highest feature level that a process of this machine has ever told others
         self._effects: dict[type, Callable[[Any], None]] = {
             fx.Send: self._send,
             fx.WriteLog: self._write,
@@ -113,6 +114,7 @@ class Host:
         self.life += 1
         self.frozen = False
         self.apply_busy = False
+        self.said = max(self.said, self.disk.features)
         self.seen_commit = 0
         self.seen_term = durable.hard.term
         core = world.make_core(
@@ -310,12 +312,22 @@ class Host:
         wait = 10 + int(self.rng.random() * 2 * self.world.plan.disk.apply_us)
         self.world.after(wait, self._apply_now, self.life)
 
+    def _apply_before(self, entries: tuple[Entry, ...]) -> None:
+        """What stands before an entry that can't be applied is in the state, as far as it goes."""
+        if entries:
+            self.world.monitor.applied(self, entries, self.disk.machine.apply(entries))
+
     def _apply_now(self, life: int) -> None:
         """On the apply thread, which a stalled event loop does not stop."""
         if life != self.life:
             return
         count = len(self.applying) if self.rng.random() < 0.7 else self.rng.randint(1, len(self.applying))
         entries = tuple(self.applying.popleft() for _ in range(count))
+        place = self.world.upgrades.first_too_new(self, entries)
+        if place is not None:
+            self._apply_before(entries[:place])
+            self.world.upgrades.stop(self, f"entry {entries[place].index}")
+            return
         outcomes = self.disk.machine.apply(entries)
         self.world.monitor.applied(self, entries, outcomes)
         results = tuple(

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Protocol, TypeAlias
 
 from incus_actors.consensus.types import GENESIS_CHAIN, Entry, EntryKind, Index
+from incus_actors.model.features import decode_level
 
 Value: TypeAlias = str | tuple[int, ...] | None
 #: (status, value of each action, index where it was executed); status: applied, conflict, too_old
@@ -44,6 +45,7 @@ class Image:
     chain: bytes
     digest: bytes
     content: object
+    level: int = 0  #: the feature level that is switched on
 
 
 class Machine(Protocol):
@@ -60,6 +62,10 @@ class Machine(Protocol):
     @property
     def digest(self) -> bytes:
         """The running digest there."""
+
+    @property
+    def level(self) -> int:
+        """The feature level that is switched on."""
 
     def encode(self, command: Command) -> bytes:
         """Return the body of a proposal."""
@@ -106,6 +112,7 @@ class MemoryMachine:
         self.values: dict[str, Value] = {}
         self.sessions: dict[bytes, Outcome] = {}
         self.horizon_ms = 0
+        self.level = 0
 
     def encode(self, command: Command) -> bytes:
         """Return the body of a proposal."""
@@ -124,16 +131,24 @@ class MemoryMachine:
         if entry.index != self.index + 1:
             raise ValueError(f"entry {entry.index} can't follow {self.index}")
         self.index, self.chain = entry.index, entry.chain
-        if entry.kind not in (EntryKind.SQL, EntryKind.EXPIRE):
+        if entry.kind not in (EntryKind.SQL, EntryKind.EXPIRE, EntryKind.FEATURE):
             return None
         outcome = self._answered(entry.proposal_id)
         if outcome is None:
-            outcome = self._expire(entry) if entry.kind is EntryKind.EXPIRE else self._execute(entry)
+            outcome = self._run(entry)
             self.sessions[entry.proposal_id] = outcome
         digest = blake2b(self.digest + entry.index.to_bytes(8, "big"), digest_size=8)
         digest.update(repr(outcome).encode())
         self.digest = digest.digest()
         return outcome
+
+    def _run(self, entry: Entry) -> Outcome:
+        if entry.kind is EntryKind.EXPIRE:
+            return self._expire(entry)
+        if entry.kind is EntryKind.FEATURE:
+            self.level = max(self.level, decode_level(entry.body))
+            return ("applied", (), entry.index)
+        return self._execute(entry)
 
     def _answered(self, proposal_id: bytes) -> Outcome | None:
         known = self.sessions.get(proposal_id)
@@ -174,7 +189,7 @@ class MemoryMachine:
     def image(self) -> Image:
         """Return a copy of everything."""
         content = _Content(dict(self.values), dict(self.sessions), self.horizon_ms)
-        return Image(self.index, self.chain, self.digest, content)
+        return Image(self.index, self.chain, self.digest, content, self.level)
 
     def restore(self, image: Image) -> None:
         """Become what an image says."""
@@ -183,7 +198,7 @@ class MemoryMachine:
             raise TypeError(content)
         self.index, self.chain, self.digest = image.index, image.chain, image.digest
         self.values, self.sessions = dict(content.values), dict(content.sessions)
-        self.horizon_ms = content.horizon_ms
+        self.horizon_ms, self.level = content.horizon_ms, image.level
 
     def diverge(self) -> None:
         """A bit flips that only the digest shows."""

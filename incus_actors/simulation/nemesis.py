@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from incus_actors.consensus import events as ev
 from incus_actors.consensus.types import Configuration, Member, MemberId, Role
 from incus_actors.simulation.plan import NemesisEvent
+from incus_actors.simulation.upgrades import NEW, OLD
 
 if TYPE_CHECKING:
     from incus_actors.simulation.host import Host
@@ -85,6 +86,13 @@ class Nemesis:
         host.stop(power=power, silent=power)
         self._later(ms, host.start)
         return f"member {host.id}"
+
+    def _upgrade(self, rng: random.Random, ms: int) -> str:
+        """Another release on one machine: the new one as a rule, the old one again at times."""
+        host = self._target(rng)
+        if host is None:
+            return ""
+        return self.world.upgrades.install(host, OLD if rng.random() < 0.2 else NEW, ms)
 
     def _power_all(self, rng: random.Random, ms: int) -> str:
         for host in list(self.world.hosts.values()):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from incus_actors.consensus.types import Limits, Timing
 
 DEFAULT_CHAOS_MS = 9_000
+UPGRADES = 0.25  #: how many seeds have mixed releases
 REAL_STATE_EVERY = 25  #: one seed of so many runs the real applier on SQLite
 
 
@@ -78,6 +79,7 @@ class Plan:
     careless: bool  #: may damage a majority: then only safety is asked for (P-HONEST)
     real_state: bool  #: run the real applier on SQLite
     steady_ms: int  #: how long the leader must stay after healing
+    upgrades: bool  #: machines begin with an older release, and are upgraded one by one
     events: tuple[NemesisEvent, ...]
 
     def only(self, events: tuple[NemesisEvent, ...]) -> Plan:
@@ -145,10 +147,22 @@ def draw_plan(seed: int, *, chaos_ms: int = DEFAULT_CHAOS_MS, real_state: bool |
         careless=careless,
         real_state=seed % REAL_STATE_EVERY == 7 if real_state is None else real_state,
         steady_ms=3_000 if rng.random() < 0.1 else 1_000,
+        upgrades=False,
         events=_events(rng, chaos_ms, calm),
     )
     # Drawn last, so that older seeds keep all else that they had.
-    return replace(plan, limits=replace(plan.limits, inflight_bytes=rng.choice((1 << 20, 1 << 20, 400))))
+    plan = replace(plan, limits=replace(plan.limits, inflight_bytes=rng.choice((1 << 20, 1 << 20, 400))))
+    return plan if calm or rng.random() >= UPGRADES else _with_upgrades(rng, plan)
+
+
+def _with_upgrades(rng: random.Random, plan: Plan) -> Plan:
+    """Let machines be upgraded, and taken back at times, among all that happens anyway."""
+    strikes = [
+        NemesisEvent(rng.randint(600, plan.chaos_ms), "upgrade", rng.getrandbits(32), _duration(rng, 5, 1500))
+        for _ in range(rng.randint(1, 3 * (plan.voters + plan.standbys + plan.spares)))
+    ]
+    events = sorted((*plan.events, *strikes), key=lambda event: event.at_ms)
+    return replace(plan, upgrades=True, events=tuple(events))
 
 
 def _network(rng: random.Random, calm: bool) -> NetworkPlan:

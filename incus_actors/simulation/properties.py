@@ -151,6 +151,8 @@ class Monitor:
                 raise ViolationError("P-LM", f"entry {entry.index} of term {entry.term} differs on member {host.id}")
             if entry.kind is EntryKind.CONFIG:
                 self._configuration_appended(host, entry)
+            elif entry.kind is EntryKind.FEATURE:
+                self._feature_appended(host, entry)
         if write.truncate_from is not None:
             core = host.core
             if self.was_leader and core is not None and core.role is RaftRole.LEADER:
@@ -170,6 +172,20 @@ class Monitor:
         open_changes = [index for index, _ in stack if index > self.committed_last and index > core.commit]
         if made_here and len(open_changes) > 1:
             raise ViolationError("P-CONF", f"leader {host.id} has changes {open_changes} in flight")
+
+    def _feature_appended(self, host: Host, entry: Entry) -> None:
+        """P-FEATURE: whoever logs it knows that every member can apply it."""
+        core = host.core
+        if core is None or not self.was_leader or core.role is not RaftRole.LEADER:
+            return
+        missing = self.world.upgrades.missing(core.log.configuration, entry)
+        if missing:
+            raise ViolationError("P-FEATURE", f"leader {host.id} logs {entry.index}, which {missing} can't apply")
+
+    def too_new(self, host: Host, what: str) -> None:
+        """P-FEATURE: only who was taken back to an older release, after it had said more, stops at what is new."""
+        if host.said <= host.disk.features:
+            raise ViolationError("P-FEATURE", f"member {host.id} can't apply {what}, and never said that it could")
 
     def _overlap(self, one: Configuration, other: Configuration) -> bool:
         """Return whether any two quorums of these configurations have a member in common: by trying them all."""

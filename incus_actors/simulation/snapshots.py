@@ -165,6 +165,9 @@ class SnapshotWork:
         if self._fails() or image is None or not complete or image.digest != offer.digest:
             self.host.step(ev.SnapshotFailed(self.host.id, offer.snapshot_id, "not what was offered"))
             return
+        if self.host.world.upgrades.image_too_new(self.host, image):
+            self.host.world.upgrades.stop(self.host, f"snapshot {offer.index}")
+            return
         mark = SnapshotMark(offer.index, offer.term, offer.chain, offer.configuration, offer.configuration_index)
         self.host.disk.submit(lambda: self._commit(effect, mark, image))
 

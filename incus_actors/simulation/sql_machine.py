@@ -33,6 +33,7 @@ _APPEND = "INSERT INTO lists (key, position, number) SELECT ?1, COUNT(*), ?2 FRO
 _LIST = "SELECT number FROM lists WHERE key = ? ORDER BY position"
 _REGISTER = "SELECT value FROM registers WHERE key = ?"
 _EVERYTHING = 2**62  #: the tests of the daemon keep what is young; here as much as possible is forgotten
+_ANY_LEVEL = 1 << 30  #: upgrades.py says what the release of a machine can apply
 _FIRST = itemgetter(0)
 _MEMORY = Path("/dev/shm")  # noqa: S108  # files that need not survive us, and whose syncs cost nothing
 
@@ -47,7 +48,7 @@ class SqlMachine:
         connection = sqlite3.connect(self.path)
         connection.executescript(_SCHEMA)
         connection.close()
-        self.applier = Applier(self.path)
+        self.applier = Applier(self.path, supported=_ANY_LEVEL)
 
     @property
     def index(self) -> Index:
@@ -63,6 +64,11 @@ class SqlMachine:
     def digest(self) -> bytes:
         """The running digest."""
         return self.applier.position.digest
+
+    @property
+    def level(self) -> int:
+        """The feature level that is switched on."""
+        return self.applier.level
 
     def encode(self, command: Command) -> bytes:
         """Return the body of a proposal."""
@@ -119,7 +125,7 @@ class SqlMachine:
         finally:
             source.close()
             copy.close()
-        return Image(self.index, self.chain, self.digest, content)
+        return Image(self.index, self.chain, self.digest, content, self.level)
 
     def restore(self, image: Image) -> None:
         """Put a file in the place of this one."""
@@ -129,7 +135,7 @@ class SqlMachine:
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.path.write_bytes(image.content)
-        self.applier = Applier(self.path)
+        self.applier = Applier(self.path, supported=_ANY_LEVEL)
 
     def diverge(self) -> None:
         """A bit flips that only the digest shows."""
@@ -139,7 +145,7 @@ class SqlMachine:
     def reopen(self) -> None:
         """Open the file again, as a new process does."""
         self.applier.close()
-        self.applier = Applier(self.path)
+        self.applier = Applier(self.path, supported=_ANY_LEVEL)
 
     def close(self) -> None:
         """Remove the files."""
@@ -154,7 +160,7 @@ def _outcome(entry: Entry, applied: Applied | None) -> Outcome | None:
         return TOO_OLD
     if not applied.applied:
         return (applied.status, (), applied.index)
-    if entry.kind is EntryKind.EXPIRE:
+    if entry.kind is not EntryKind.SQL:
         return ("applied", (), applied.index)
     values: list[Value] = []
     transaction = decode_transaction(entry.body, schema=False)

@@ -38,6 +38,7 @@ from incus_actors.simulation.network import Network
 from incus_actors.simulation.plan import Plan
 from incus_actors.simulation.properties import Monitor
 from incus_actors.simulation.steward import Steward
+from incus_actors.simulation.upgrades import NEW, Upgrades
 
 CLUSTER_ID = b"simulated-world!"
 NOTES_KEPT = 300
@@ -114,6 +115,7 @@ class World:
         self.monitor = Monitor(self)
         self.network = Network(self, random.Random(f"network {plan.seed}"), plan.network)
         self.hosts: dict[MemberId, Host] = {}
+        self.upgrades = Upgrades(self, random.Random(f"upgrades {plan.seed}"))
         self.next_id = 1
         self.clients = [Client(self, i + 1, random.Random(f"client {i} {plan.seed}")) for i in range(plan.clients)]
         self.nemesis = Nemesis(self)
@@ -140,6 +142,7 @@ class World:
         seed = self.plan.seed
         rng = random.Random(f"disk {member} {seed}")
         disk = Disk(self, rng, self.plan.disk, member, CLUSTER_ID, mark, self._make_machine())
+        disk.features = self.upgrades.first_release
         host = self.hosts[member] = Host(self, member, disk, random.Random(f"host {member} {seed}"))
         self.network.endpoints[member] = host
         return host
@@ -202,6 +205,7 @@ class World:
         configuration = leader.core.configuration if leader.core is not None else leader.disk.mark.configuration
         host = self._add_host(configuration)
         self.note("join", host.id, f"told by member {leader.id}")
+        host.disk.features = NEW  # a server that joins has the newest release; an older one would be refused
         host.start()
         return host
 

@@ -1,7 +1,7 @@
 """Runs committed log entries against the state file: the only writer of `global-<generation>.db`.
 
-Owns the writer connection, `_raft` (what is applied, written in the same SQLite transaction as its effects) and
-`_sessions` (answers already given, so that a proposal runs once). Used from the apply thread only. Must never skip
+Owns the writer connection, `_raft` (what is applied, written in the same SQLite transaction as its effects),
+`_sessions` (answers already given, so that a proposal runs once) and `_features` (the level that is switched on). Used from the apply thread only. Must never skip
 an entry, and must never turn a trouble of this machine (disk full, I/O error) into the outcome of an entry.
 """
 
@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol
 
+from incus_actors.model.features import FeatureBodyError, decode_level, supported_with, too_new_text
 from incus_actors.model.transaction import Outcome, Statement, Transaction
 from incus_actors.state.codec import (
     BodyError,
@@ -31,7 +32,7 @@ from incus_actors.state.whole_hash import whole_hash
 log = logging.getLogger(__name__)
 
 # The numbers of consensus.types.EntryKind, which this layer may not import.
-NOOP, CONFIG, SQL, SCHEMA, EXPIRE, CHECK, DELETE = 0, 1, 2, 3, 4, 6, 7
+NOOP, CONFIG, SQL, SCHEMA, EXPIRE, FEATURE, CHECK, DELETE = range(8)
 
 _EMPTY: Final = b"\0" * 8
 TOO_OLD: Final = "proposal is older than the memory of answered proposals"
@@ -55,6 +56,10 @@ CREATE TABLE IF NOT EXISTS _sessions (
     proposal_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, ts INTEGER NOT NULL, result BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
+#: Made by the first FEATURE entry and not before: until then an older release may open the file, and hashes the same.
+_FEATURE_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS _features (id INTEGER PRIMARY KEY CHECK (id = 1), level INTEGER NOT NULL) STRICT"
+)
 
 
 class ApplyError(Exception):
@@ -63,6 +68,10 @@ class ApplyError(Exception):
 
 class UnknownEntryKindError(ApplyError):
     """An entry of a newer release: upgrade this member (CONSENSUS 3.13)."""
+
+
+class FeatureTooNewError(ApplyError):
+    """The cluster uses what this release does not know: upgrade this member (CONSENSUS 3.13)."""
 
 
 class Record(Protocol):
@@ -101,6 +110,7 @@ class Batch:
     """What applying some entries gave."""
 
     position: Position
+    level: int = 0  #: the feature level that is switched on behind them
     results: list[tuple[bytes, Outcome]] = field(default_factory=list)
     topics: set[str] = field(default_factory=set)
     counters: dict[str, int] = field(default_factory=dict)
@@ -130,11 +140,30 @@ def read_position(connection: sqlite3.Connection) -> Position:
     return Position(*tuple(row)) if row else Position()
 
 
-class Applier:
-    """One state file, open for writing. Raises ApplyError, and sqlite3.Error for troubles of this machine."""
+def read_level(connection: sqlite3.Connection) -> int:
+    """Return the feature level that a state has switched on, 0 for none."""
+    there = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '_features'")
+    if not there.fetchone()[0]:
+        return 0
+    row = connection.execute("SELECT level FROM _features").fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise sqlite3.DatabaseError("the feature level of the state can't be read")
+    return row[0]
 
-    def __init__(self, path: Path) -> None:
+
+def check_level(level: int, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
+    """Raise FeatureTooNewError if this release can't go on with a state of that level."""
+    if level > supported:
+        raise FeatureTooNewError(too_new_text(level, supported))
+
+
+class Applier:
+    """One state file, open for writing. `supported`: the highest feature level to apply. Raises ApplyError, and
+    sqlite3.Error for troubles of this machine."""
+
+    def __init__(self, path: Path, *, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
         self.path = path
+        self.supported = supported
         self._wal = path.with_name(path.name + "-wal")
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10.0
@@ -142,6 +171,8 @@ class Applier:
         try:
             self._set_up()
             self.position = read_position(self._connection)
+            self.level = read_level(self._connection)
+            check_level(self.level, supported)
             self._guard = DeterminismGuard(self._connection)
         except BaseException:
             # Now, not when the collector comes: SQLite removes the write-ahead log of that name as it closes.
@@ -166,7 +197,7 @@ class Applier:
 
     def apply(self, records: Sequence[Record]) -> Batch:
         """Apply contiguous entries in one SQLite transaction: all of them, or none if this raises."""
-        batch = Batch(self.position)
+        batch = Batch(self.position, self.level)
         self._run("BEGIN IMMEDIATE")
         try:
             for record in records:
@@ -189,7 +220,7 @@ class Applier:
             if self._connection.in_transaction:
                 self._run("ROLLBACK")
             raise
-        self.position = batch.position
+        self.position, self.level = batch.position, batch.level
         return batch
 
     def _core(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
@@ -202,13 +233,15 @@ class Applier:
             raise ApplyError(f"entry {record.index} can't follow {before.index}")
         horizon_ms = before.horizon_ms
         digest = before.digest
-        if record.kind in {SQL, SCHEMA, EXPIRE, CHECK, DELETE}:
+        if record.kind in {SQL, SCHEMA, EXPIRE, FEATURE, CHECK, DELETE}:
             outcome = self._answered(record, before, batch)
             if outcome is None:
                 if record.kind == EXPIRE:
                     outcome, horizon_ms = self._expire(record, before)
                 elif record.kind == CHECK:
                     outcome = self._check(record, batch)
+                elif record.kind == FEATURE:
+                    outcome = self._switch_on(record, batch)
                 else:
                     outcome = self._execute(record, batch)
                 encoded = encode_outcome(outcome)
@@ -226,7 +259,8 @@ class Applier:
                 batch.results.append((record.proposal_id, outcome))
         elif record.kind not in {NOOP, CONFIG}:
             raise UnknownEntryKindError(
-                f"entry {record.index} is of kind {record.kind}, which this release can't apply"
+                f"entry {record.index} is of kind {record.kind}, which this release can't apply: "
+                "upgrade incus_actors on this server to the release of the other members"
             )
         return Position(record.index, record.term, record.chain, digest, record.timestamp_ms, horizon_ms)
 
@@ -263,6 +297,20 @@ class Applier:
             batch.count("state_checks_damaged")
             log.error("the state in %s is damaged: %s", self.path, damage)
         return Outcome("applied", record.index, rows=(((found,),),))
+
+    def _switch_on(self, record: Record, batch: Batch) -> Outcome:
+        """Remember for good what the cluster may use from here on; a lower level than there is changes nothing."""
+        try:
+            level = decode_level(record.body)
+        except FeatureBodyError as exc:
+            return Outcome("error", record.index, error=str(exc))
+        check_level(level, self.supported)
+        if level > batch.level:
+            self._core(_FEATURE_TABLE)
+            self._core("INSERT OR REPLACE INTO _features VALUES (1, ?)", (level,))
+            batch.level = level
+            batch.topics.add("features")
+        return Outcome("applied", record.index, changed=(level,))
 
     def _execute(self, record: Record, batch: Batch) -> Outcome:
         """Run one transaction under a savepoint."""

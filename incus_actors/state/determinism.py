@@ -79,7 +79,7 @@ _CATALOGUE: Final = frozenset({"sqlite_master", "sqlite_schema", "sqlite_sequenc
 
 def _private(table: str | None) -> bool:
     name = (table or "").lower()
-    return name.startswith(("_raft", "_sessions"))
+    return name.startswith(("_raft", "_sessions", "_features"))
 
 
 class DeterminismGuard:

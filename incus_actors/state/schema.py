@@ -30,18 +30,18 @@ def current_version(db: Reader) -> int:
     return int(db.scalar("SELECT MAX(version) FROM schema") or 0)
 
 
-def pending_migrations(current: int, now: str = "") -> list[Transaction]:
-    """Return the transactions that lead from version `current` to SCHEMA_VERSION; propose them in this order.
+def pending_migrations(current: int, now: str = "", *, upto: int = SCHEMA_VERSION) -> list[Transaction]:
+    """Return the transactions that lead from version `current` to `upto`; propose them in this order.
 
     `now` is the proposer's time (RFC 3339) for the record of it. Each is guarded by the version before, so a
     second proposer's is a conflict labelled "schema" and harmless. Raises ValueError for a version from the future.
     """
     if not 0 <= current <= SCHEMA_VERSION:
         raise ValueError(f"schema version {current} is newer than this software's {SCHEMA_VERSION}")
-    if current == SCHEMA_VERSION:
+    if current >= upto:
         return []
     captured = _statements()
-    return [_transaction(version, captured[version - 1], now) for version in range(current + 1, SCHEMA_VERSION + 1)]
+    return [_transaction(version, captured[version - 1], now) for version in range(current + 1, upto + 1)]
 
 
 def _transaction(version: int, statements: list[str], now: str) -> Transaction:

@@ -1,5 +1,8 @@
 """Raft envelopes on the wire: positional msgpack arrays, every field typed and bounded.
 
+A newer release may add fields at the end, with a default: an older one ignores them, and a newer one fills in what an
+older one did not send (CONSENSUS 3.13). Fields are never removed, moved, or given another type.
+
 Owns the wire shape of `consensus/messages.py`; used by both lanes. The shapes are derived from the dataclasses, so a
 new message class only has to be added to the table below. Must never raise anything but CodecError for bytes that
 came from a peer, and never build an object whose types were not checked.
@@ -10,7 +13,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Annotated, Any
 
@@ -68,13 +71,14 @@ def _same(value: Any) -> Any:
 
 
 class _Shape:
-    """How one dataclass travels: as a tuple of its fields in their order."""
+    """How one dataclass travels: as an array of its fields in their order."""
 
     def __init__(self, cls: type[Any]) -> None:
         hints = typing.get_type_hints(cls)
         parts = [_wire_of(hints[field.name]) for field in fields(cls)]
         self.cls = cls
-        self.wire: Any = tuple[tuple(part[0] for part in parts)]  # type: ignore[misc]
+        described = [_field(field, part[0]) for field, part in zip(fields(cls), parts, strict=True)]
+        self.wire: Any = msgspec.defstruct(cls.__name__, described, array_like=True, frozen=True, gc=False)
         self._names = tuple(field.name for field in fields(cls))
         self._out = [(i, part[1]) for i, part in enumerate(parts) if part[1] is not _same]
         self._in = [(i, part[2]) for i, part in enumerate(parts) if part[2] is not _same]
@@ -86,14 +90,22 @@ class _Shape:
             parts[i] = convert(parts[i])
         return tuple(parts)
 
-    def from_wire(self, parts: tuple[Any, ...]) -> Any:
-        """Return the object of a checked tuple."""
+    def from_wire(self, read: Any) -> Any:
+        """Return the object of what was read and checked."""
+        parts = msgspec.structs.astuple(read)
         if not self._in:
             return self.cls(*parts)
         values = list(parts)
         for i, convert in self._in:
             values[i] = convert(values[i])
         return self.cls(*values)
+
+
+def _field(field: Field[Any], wire: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
+    """Return a field as msgspec describes it. A nested object has no default there: it would have to be a wire one."""
+    if field.default is MISSING or is_dataclass(field.default):
+        return field.name, wire
+    return field.name, wire, field.default
 
 
 _shapes: dict[type[Any], _Shape] = {}

@@ -15,8 +15,9 @@ from .elections import ELECTIONS
 from .membership import MEMBERSHIP
 from .mutation import Mutant, switched_on
 from .replication import REPLICATION
+from .upgrades import UPGRADES
 
-MUTANTS: tuple[Mutant, ...] = (*ELECTIONS, *REPLICATION, *MEMBERSHIP, *CLIENTS, *DISKS)
+MUTANTS: tuple[Mutant, ...] = (*ELECTIONS, *REPLICATION, *MEMBERSHIP, *CLIENTS, *DISKS, *UPGRADES)
 SCRIPTS = Path(__file__).parents[1] / "interaction"
 #: a mutation that cannot run proves nothing
 CRASHES = ("NameError", "AttributeError", "TypeError", "SyntaxError", "KeyError", "UnboundLocalError")

@@ -138,7 +138,7 @@ DISKS = (
         "canonical/raft f1311ade",
         "entries are dropped that a member which is online still needs",
         "snapshot_compaction_waits_for_who_is_online",
-        ("compaction._slowest_online", "return min(online, default=node.log.last)", "return node.log.last"),
+        ("compaction._slowest", "return min(waited_for, default=node.log.last)", "return node.log.last"),
     ),
     mutant(
         "configuration_lost_by_compaction",

@@ -5,18 +5,27 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from incus_actors.model.features import encode_level
 from incus_actors.model.transaction import Guard, Outcome, Statement, Transaction, Value
-from incus_actors.state.apply import TOO_OLD, Applier, ApplyError, Batch, UnknownEntryKindError
+from incus_actors.state.apply import (
+    TOO_OLD,
+    Applier,
+    ApplyError,
+    Batch,
+    FeatureTooNewError,
+    UnknownEntryKindError,
+    read_level,
+)
 from incus_actors.state.codec import encode_expire, encode_transaction
 from incus_actors.state.database import Database
 from incus_actors.state.determinism import DeterminismGuard, Mode
 
-SQL, SCHEMA, EXPIRE, CHECK = 2, 3, 4, 6
+SQL, SCHEMA, EXPIRE, FEATURE, CHECK = 2, 3, 4, 5, 6
 START_MS = 1_700_000_000_000
 
 
@@ -337,6 +346,43 @@ def test_garbage_in_the_log_is_an_outcome_and_unknown_kinds_stop(replica: Replic
     assert replica.applier.position == before
     replica.applier.close()
     assert Applier(replica.path).position == before
+
+
+def test_a_feature_level_is_switched_on_for_good(replica: Replica) -> None:
+    replica.applier.supported = 3
+    assert replica.applier.level == 0
+    batch = replica.apply(replica.record(encode_level(2), FEATURE))
+    assert (batch.level, batch.topics, batch.results[0][1].status) == (2, {"features"}, "applied")
+    again = replica.record(encode_level(1), FEATURE)  # of a leader that did not know: nothing goes back
+    assert replica.apply(again).results[0][1].applied
+    assert replica.apply(replica.record(encode_level(3)[:2], FEATURE)).results[0][1].status == "error"
+    assert replica.applier.level == 2
+    assert replica.sql("SELECT level FROM _features").status == "error"  # no entry's business
+    replica.applier.close()
+    assert Applier(replica.path, supported=2).level == 2
+
+
+def test_an_older_release_stops_at_a_level_that_it_does_not_know(replica: Replica) -> None:
+    replica.applier.supported = 1
+    before = replica.applier.position
+    known, unknown = replica.record(b"\xc1", SQL), replica.record(encode_level(2), FEATURE)
+    with pytest.raises(FeatureTooNewError, match=r"uses feature level 2, this release knows 1: upgrade incus_actors"):
+        replica.applier.apply([known, replace(unknown, index=known.index + 1, proposal_id=proposal(99))])
+    assert replica.applier.position == before
+    replica.applier.supported = 2
+    replica.apply(unknown)
+    replica.applier.close()
+    with pytest.raises(FeatureTooNewError):  # nor does it open what is there
+        Applier(replica.path, supported=1)
+
+
+def test_before_the_first_level_nothing_shows_which_release_opened_a_state(replica: Replica, tmp_path: Path) -> None:
+    """A whole hash covers every table: one that only newer members make would take them out, or the older ones."""
+    twin = Replica(tmp_path / "twin.db")
+    twin.applier.close()
+    with closing(sqlite3.connect(twin.path)) as connection:
+        assert read_level(connection) == 0
+        assert not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_features'").fetchall()
 
 
 def test_trouble_of_this_machine_is_no_outcome(replica: Replica) -> None:

@@ -90,6 +90,8 @@ def status(as_json: bool, target: str | None) -> None:
         f"{_features(facts)}",
         soft_wrap=True,
     )
+    for trouble in _troubles(facts, names):
+        console.print(trouble, style="red", markup=False, soft_wrap=True)
     print_whole(console, _members_table(facts, names))
     if leader not in (0, facts["member_id"]):
         console.print(f"How far each member is, the leader knows: --target {names.get(str(leader)) or leader}")
@@ -141,6 +143,17 @@ def _members_table(facts: dict[str, Any], names: dict[str, str]) -> Table:
             _space(facts["free_kib"]) if mine else _space(told["free_kib"]) if told else "",
         )
     return table
+
+
+def _troubles(facts: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """Return what keeps this member from taking part."""
+    found = [facts["halted"]] if facts["halted"] else []
+    if facts["refused_by"]:
+        others = ", ".join(names.get(str(member)) or f"member {member}" for member in facts["refused_by"])
+        found.append(f"Not a member any more, according to {others}")
+    if facts["disk_full"]:
+        found.append("The disk of its database is full")
+    return found
 
 
 def _space(kib: int) -> str:

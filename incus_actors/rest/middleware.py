@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from incus_actors.errors import ApiError, ForbiddenError, UnavailableError
+from incus_actors.errors import ApiError, BadRequestError, ForbiddenError, UnavailableError
 from incus_actors.gateway.access import CALLER, Caller, caller_of
 from incus_actors.gateway.upgrades import STARTED
 from incus_actors.model.config_values import is_true
@@ -139,12 +139,14 @@ class Freshness:
     async def barrier(self, request: web.Request, spec: RouteSpec) -> dict[str, str]:
         """Make the state linearizable for this request; return the headers that say otherwise if it isn't.
 
-        Raises UnavailableError, naming who is missing, when nobody leads within a second (a write: for longer, as long
+        Raises BadRequestError; UnavailableError, naming who is missing, when nobody leads within a second (a write: for longer, as long
         as somebody could); LeaderElsewhereError when another member would do.
         """
         if spec.consistency == "local":
             return {}
-        if request.query.get("consistency") == "stale" and request.method == hdrs.METH_GET:
+        if request.method == hdrs.METH_GET and (wish := request.query.get("consistency")):
+            if wish != "stale":
+                raise BadRequestError(f'Invalid consistency "{wish}": "stale" reads what this member has')
             return self._stale_headers()
         fallback = spec.consistency == "fallback"
         wait_s = BARRIER_S if request.method == hdrs.METH_GET else WRITE_BARRIER_S

@@ -76,7 +76,8 @@ def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypa
         "member_id": 2, "role": "follower", "term": 4, "leader": 1, "cluster_id": "c", "epoch": 1, "first": 1, "last": 9,
         "durable": 9, "commit": 9, "applied": 9, "loop_late_ms": 0.0, "free_kib": 25 << 10, "fast_path_spent": 0,
         "fast_path_budget": 4, "sqlite_version": "3.40.1", "peers": [], "configuration": {"new": None, "old": members},
-        "latency_ms": {"election": {}}, "queue_depths": {}, "counters": {},
+        "latency_ms": {"election": {}}, "queue_depths": {}, "counters": {}, "halted": "of epoch [1]", "refused_by": [1, 7],
+        "disk_full": True,
     }  # fmt: skip
 
     def fetch(path: str) -> dict[str, Any]:
@@ -89,6 +90,9 @@ def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypa
     assert "10.0.0.1:7 " in shown
     assert "free disk 25 MiB" in shown
     assert key not in shown
+    assert (
+        "\nof epoch [1]\nNot a member any more, according to m1, member 7\nThe disk of its database is full\n" in shown
+    )
     assert "  election: none yet\n" in shown
     CliRunner().invoke(raft, ["status", "--target", "m 2"])
     assert asked == ["/internal/raft", "/internal/raft?target=m%202"]

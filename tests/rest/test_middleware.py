@@ -354,6 +354,8 @@ async def test_without_a_quorum_some_paths_fall_back_and_say_so(member: TestMemb
         assert response.headers["X-Incus-Actors-Stale"] == "true"
     status, _ = await ask(member.unix_session(), "GET", "/1.0/things?consistency=stale")
     assert status == 200
+    status, answer = await ask(member.unix_session(), "GET", "/1.0/things?consistency=Stale")
+    assert (status, answer["error"]) == (400, 'Invalid consistency "Stale": "stale" reads what this member has')
 
 
 @pytest.mark.parametrize(("phase", "text"), [("starting", "Daemon is starting up"), ("stopping", "Shutting down")])

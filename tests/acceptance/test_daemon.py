@@ -7,10 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from incus_actors.lab import debris
+from incus_actors.lab.cluster import wait_for
 from incus_actors.lab.processes import OWN_DAEMON
 
 
@@ -65,6 +68,53 @@ def test_instances_outlive_the_daemon_and_a_kill_loses_nothing(servers, incus_on
     assert pid == [line for line in after.splitlines() if '"pid"' in line]
     assert incus("config", "get", "user.before").strip() == "kill"
     assert incus("exec", "c1", "--", "echo", "alive").strip() == "alive"
+    incus("delete", "-f", "c1")
+
+
+def held_by(pid: int, directory: Path) -> set[str]:
+    """The sockets of a process, and the files below `directory` that it has open."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            link = os.readlink(entry)
+            if link.startswith((f"{directory}/", "socket:")):
+                found.add(link)
+    return found
+
+
+def test_nobody_that_outlives_the_daemon_holds_a_socket_or_file_of_it(fresh_cluster, incus_on, unified) -> None:
+    """Else a killed member would seem to live (chaos: HoldDescriptors), and its start would be refused."""
+    member = fresh_cluster.members[1]
+    incus = incus_on(member)
+    incus("image", "import", str(unified), "--alias", "tiny")
+    incus("launch", "tiny", "c1", "--target", member.name)
+    incus("config", "device", "add", "c1", "p", "proxy", "listen=tcp:127.0.0.1:8081", "connect=tcp:127.0.0.1:80")
+    command = ["incus", "exec", "c1", "--", "sleep", "60"]
+    session = subprocess.Popen(command, env=incus.environment, stdin=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: "sleep" in incus("exec", "c1", "--", "ps"), "the session runs")
+        assert member.process is not None
+        daemon = member.process.pid
+        own = held_by(daemon, member.directory)
+        assert {f"{member.directory}/database/log.lock", f"{member.directory}/daemon.lock"} <= own
+        assert sum(link.startswith("socket:") for link in own) > 10
+        others = [pid for pid in debris.descendants(debris.processes_of(fresh_cluster.directory)) if pid != daemon]
+        commands = {}
+        for pid in others:
+            with suppress(FileNotFoundError, ProcessLookupError):  # ended since
+                commands[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                shared = held_by(pid, member.directory) & own
+                assert not shared, commands[pid]
+        member.kill()
+        alive = [command for pid, command in commands.items() if Path(f"/proc/{pid}").exists()]
+        for what in ("[lxc monitor]", "proxy_helper", "init"):
+            assert any(what in command for command in alive), (what, alive)
+        member.start()
+        member.wait_until_ready()
+        fresh_cluster.wait_until_healthy()
+    finally:
+        session.kill()
+        session.wait()
     incus("delete", "-f", "c1")
 
 

@@ -22,6 +22,8 @@ FROM_ANYONE = (
     msg.SnapshotOffer,
     msg.SnapshotChunk,
 )
+#: who leaves, and is still told so, asks for nothing any more
+FROM_MEMBERS = (msg.Propose, msg.ReadIndex)
 FROM_LEADER = (msg.Append, msg.Heartbeat, msg.SnapshotOffer, msg.SnapshotChunk)
 #: these speak for a term that we must follow; the rest is a request or an answer outside of terms
 CARRIES_TERM = (
@@ -72,7 +74,7 @@ def _refusal(node: Node, envelope: Envelope) -> str:
     source = envelope.source
     if source not in node.known_members and source != node.leader and not isinstance(envelope.message, FROM_ANYONE):
         leaving = node.leadership is not None and source in node.leadership.progress
-        return "" if leaving else "unknown_member"
+        return "" if leaving and not isinstance(envelope.message, FROM_MEMBERS) else "unknown_member"
     return ""
 
 

@@ -137,6 +137,13 @@ MEMBERSHIP = (
         ("reception._refusal", "not isinstance(envelope.message, FROM_ANYONE)", "True"),
     ),
     mutant(
+        "who_leaves_goes_on_asking",
+        "etcd/raft 17814, the other way round",
+        "a member that was removed proposes and reads as long as the leader tells it so",
+        "membership_removed_member_asks_in_vain",
+        ("reception._refusal", "leaving and not isinstance(envelope.message, FROM_MEMBERS)", "leaving"),
+    ),
+    mutant(
         "transfer_to_a_member_that_lags",
         "hashicorp/raft #570",
         "leadership is handed to a member that does not have everything",

@@ -183,7 +183,11 @@ class Monitor:
             raise ViolationError("P-FEATURE", f"leader {host.id} logs {entry.index}, which {missing} can't apply")
 
     def too_new(self, host: Host, what: str) -> None:
-        """P-FEATURE: only who was taken back to an older release, after it had said more, stops at what is new."""
+        """P-FEATURE: only who was taken back to an older release, after it had said more, stops at what is new. Who has
+        left is not asked what it can apply, and may still be sent the entries behind the one that removed it."""
+        cores = [other.core for other in self.world.hosts.values() if other.core is not None]
+        if any(host.id in core.log.configuration.removed for core in cores):
+            return
         if host.said <= host.disk.features:
             raise ViolationError("P-FEATURE", f"member {host.id} can't apply {what}, and never said that it could")
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -201,6 +202,7 @@ def _checked(
     """Return what a document asks for. Raises DocumentError."""
     after = document.parse(text)
     document.check_edit(before, after)
+    after = [replace(new, name=old.name) for old, new in zip(before, after, strict=True)]
     return after, document.edited_members(members, before, after)
 
 

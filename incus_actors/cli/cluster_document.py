@@ -55,31 +55,36 @@ def parse(text: str) -> list[Row]:
     try:
         document: Any = yaml.safe_load(text)
         entries = document["members"]
-        return [Row(int(e["id"]), str(e["name"]), str(e["address"]), str(e["role"])) for e in entries]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return [Row(int(e["id"]), str(e.get("name") or ""), str(e["address"]), str(e["role"])) for e in entries]
+    except KeyError as error:
+        raise DocumentError(f"Invalid YAML: {error} is missing") from error
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise DocumentError(f"Invalid YAML: {error}") from error
 
 
 def check_edit(before: list[Row], after: list[Row]) -> None:
-    """Raise DocumentError for a change that an edit can't make."""
+    """Raise DocumentError for a change that an edit can't make, in Incus' order. Without a name it stays as it is."""
+    for new in after:
+        if new.role not in ROLE_OF:
+            raise DocumentError(f'unknown raft role: "{new.role}" (voter, stand-by, spare)')
     if len(after) < len(before):
         raise DocumentError("Removing cluster members is not supported")
     if len(after) > len(before):
         raise DocumentError("Adding cluster members is not supported")
     voters = 0
     for old, new in zip(before, after, strict=True):
-        if (old.id, old.name) != (new.id, new.name):
-            raise DocumentError("Changing cluster member ID/name is not supported")
-        if new.role not in ROLE_OF:
-            raise DocumentError(f'Invalid role "{new.role}": one of voter, stand-by, spare')
+        if old.id != new.id:
+            raise DocumentError("Changing cluster member ID is not supported")
+        if new.name and old.name != new.name:
+            raise DocumentError("Changing cluster member name is not supported")
         if old.role == "spare" and new.role == "voter":
             raise DocumentError('A "spare" cluster member cannot become a "voter"')
         _split(new.address)
         voters += new.role == "voter"
-    if voters < 1:
-        raise DocumentError('At least one member must be a "voter"')
     if voters < 2 and len(after) > 2:
         raise DocumentError('Number of "voter" must be 2 or more')
+    if voters < 1:
+        raise DocumentError('At least one member must be a "voter"')
     if len({row.address for row in after}) != len(after):
         raise DocumentError("Two members can't have one address")
 

@@ -27,7 +27,7 @@ NAMES = {n: (f"node{n}", f"10.67.0.{n}:8443") for n in (1, 2, 3)}
 ROWS = rows_of(MEMBERS, NAMES)
 
 
-def changed(member: int, **values: str) -> list[Row]:
+def changed(member: int, **values: int | str) -> list[Row]:
     return [Row(**{**{f: getattr(r, f) for f in r.__slots__}, **(values if r.id == member else {})}) for r in ROWS]
 
 
@@ -46,11 +46,12 @@ def test_as_incus_prints_it() -> None:
     [
         (ROWS[:3], "Removing cluster members is not supported"),
         ([*ROWS, Row(5, "node5", "10.67.0.5:8443", "spare")], "Adding cluster members is not supported"),
-        (changed(2, name="other"), "Changing cluster member ID/name is not supported"),
+        (changed(2, name="other"), "Changing cluster member name is not supported"),
+        (changed(2, id=7), "Changing cluster member ID is not supported"),
         (changed(3, role="voter"), 'A "spare" cluster member cannot become a "voter"'),
         (changed(1, role="spare"), 'Number of "voter" must be 2 or more'),
-        ([Row(r.id, r.name, r.address, "spare") for r in ROWS], 'At least one member must be a "voter"'),
-        (changed(1, role="king"), 'Invalid role "king"'),
+        ([Row(r.id, r.name, r.address, "spare") for r in ROWS], 'Number of "voter" must be 2 or more'),
+        (changed(1, role="king")[:3], 'unknown raft role: "king"'),
         (changed(1, address="10.67.0.1"), "host:port is needed"),
         (changed(1, address="10.67.0.2:8443"), "Two members can't have one address"),
     ],
@@ -58,9 +59,11 @@ def test_as_incus_prints_it() -> None:
 def test_what_an_edit_can_not_do(after: list[Row], words: str) -> None:
     with pytest.raises(DocumentError, match=words):
         check_edit(ROWS, after)
+    with pytest.raises(DocumentError, match='At least one member must be a "voter"'):
+        check_edit(ROWS[:1], [Row(1, "", "10.67.0.1:8443", "spare")])
 
 
-@pytest.mark.parametrize("text", ["", "members: 5", "members: [{id: x}]", "{", "members:\n- {id: 1}"])
+@pytest.mark.parametrize("text", ["", "members: 5", "members: [{id: x}]", "{", "members:\n- {id: 1}", "members: [5]"])
 def test_what_is_no_document(text: str) -> None:
     with pytest.raises(DocumentError, match="Invalid YAML"):
         parse(text)

@@ -1,3 +1,3 @@
 """incus_actors: Incus-compatible clusters as an actor system over a Raft-replicated SQLite database."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -31,6 +31,7 @@ from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.proposal_ids import ProposalIds
 from incus_actors.consensus.resolution import no_leader, own_disk_full, refusal
 from incus_actors.consensus.sessions import KEEP_MS
+from incus_actors.consensus.state_facts import StateFacts
 from incus_actors.consensus.types import (
     Configuration,
     EntryKind,
@@ -94,7 +95,7 @@ class ConsensusRuntime(Consensus):
         self._requests: dict[int, list[asyncio.Future[fx.Resolve]]] = {}
         self._request_ids = itertools.count(1)
         self._ids = ProposalIds()
-        self._horizon_ms = 0
+        self._facts = StateFacts(self.database)
         self._outgoing: list[ev.Propose] = []
         self._read_round: list[asyncio.Future[fx.Resolve]] = []
         self._read_deadline_ms = 0
@@ -217,7 +218,8 @@ class ConsensusRuntime(Consensus):
 
         Raises BadRequestError (LintError) for what may not be replicated, UnavailableError, OutcomeUnknownError.
         """
-        kind, body = self._admission.encode(transaction, proposal_id)
+        stamped = self._facts.stamped(transaction, self.status().feature_level)
+        kind, body = self._admission.encode(stamped, proposal_id)
         if proposal_id is not None:
             return await self._propose(kind, body, timeout_s, proposal_id)
         begun_ms = self._clock.monotonic_ms()
@@ -225,7 +227,7 @@ class ConsensusRuntime(Consensus):
         if outcome.error == TOO_OLD:  # our clock is far behind, and the horizon has moved since we looked
             if self._clock.monotonic_ms() - begun_ms > KEEP_MS:
                 raise OutcomeUnknownError("Failed to commit transaction: its outcome is forgotten")
-            self._read_horizon()
+            self._facts.read()
             outcome = await self._propose(kind, body, timeout_s, self.new_proposal_id())
         return outcome
 
@@ -234,10 +236,7 @@ class ConsensusRuntime(Consensus):
 
         Its time is at least the state's horizon: a member whose clock is far behind must still be able to write.
         """
-        return self._ids.new(max(self._clock.wall_ms(), self._horizon_ms + 1))
-
-    def _read_horizon(self) -> None:
-        self._horizon_ms = int(self.database.scalar("SELECT MAX(horizon_ms) FROM _raft") or 0)
+        return self._ids.new(max(self._clock.wall_ms(), self._facts.horizon_ms + 1))
 
     async def check_state(self) -> StateCheck:
         """Let every member compare its whole state now, not only once a day."""
@@ -248,7 +247,7 @@ class ConsensusRuntime(Consensus):
         return await self.upkeep.upgrade.if_due()
 
     async def _propose_upkeep(self, kind: EntryKind, body: bytes) -> Outcome:
-        self._read_horizon()
+        self._facts.read()
         return await self._propose(kind, body, 10.0, self.new_proposal_id())
 
     async def _propose(self, kind: EntryKind, body: bytes, timeout_s: float, proposal_id: bytes) -> Outcome:
@@ -388,19 +387,21 @@ class ConsensusRuntime(Consensus):
             case StartedNotice():  # here and not in `start`: what follows may overtake its awakening
                 self._engine, self._status = self._starting, notice.status
                 self.database.switch(notice.path)
-                self._read_horizon()
+                self._facts.read()
                 self._audience.tell_configuration(notice.status.configuration)
             case fx.Resolve():
                 self._resolve(notice)
             case RoleChange():
                 self._audience.tell_role(notice)
             case AppliedNotice():
+                if "schema" in notice.topics:
+                    self._facts.read()
                 self._audience.tell_applied(notice.index, notice.topics)
             case fx.ConfigurationChanged():
                 self._audience.tell_configuration(notice.configuration)
             case GenerationNotice():
                 self.database.switch(notice.path)
-                self._read_horizon()
+                self._facts.read()
                 self._audience.tell_applied(self.status().applied, ALL_TOPICS)
             case FatalNotice():
                 self._fatal(notice)

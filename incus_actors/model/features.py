@@ -26,7 +26,11 @@ class Feature:
 
 
 #: In order, without gaps. A new one goes to the end; what it gates asks for the level of the state, never for ours.
-FEATURES: Final = (Feature(1, "migrations wait for every member", schema=3, sqlite=(3, 37, 0)),)
+FEATURES: Final = (
+    Feature(1, "migrations wait for every member", schema=3, sqlite=(3, 37, 0)),
+    Feature(2, "entries name the schema that they need", schema=3, sqlite=(3, 37, 0)),
+)
+ENTRIES_NAME_THEIR_SCHEMA: Final = 2
 SUPPORTED: Final = FEATURES[-1].level  #: by this release, on a SQLite that is new enough
 
 

@@ -39,7 +39,8 @@ class Transaction:
 
     `fence_term`: if set, the entry must have been appended in this very term (a deposed leader's work is
     refused). `topics`: what it touches ("members", "config", "instances", ...), told to local subscribers
-    after it is applied. `frees`: a first step of a deletion, which is taken on a low disk like the deletion
+    after it is applied. `min_schema`: the version of the tables that it was made for, 0 if any will do; on an older
+    one it is a conflict labelled "schema" (CONSENSUS 3.11). `frees`: a first step of a deletion, which is taken on a low disk like the deletion
     itself; that is known by its statements.
     """
 
@@ -49,6 +50,7 @@ class Transaction:
     fence_term: int | None = None
     schema: bool = False  #: True for migrations: may contain DDL
     frees: bool = False
+    min_schema: int = 0
 
 
 @dataclass(frozen=True, slots=True)

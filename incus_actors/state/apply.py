@@ -164,6 +164,7 @@ class Applier:
     def __init__(self, path: Path, *, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
         self.path = path
         self.supported = supported
+        self._schema: int | None = None  #: None: to be looked up
         self._wal = path.with_name(path.name + "-wal")
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10.0
@@ -217,6 +218,7 @@ class Applier:
             self._run("COMMIT")
         except BaseException:
             self._guard.mode = Mode.CORE
+            self._schema = None
             if self._connection.in_transaction:
                 self._run("ROLLBACK")
             raise
@@ -323,6 +325,10 @@ class Applier:
         if transaction.fence_term is not None and transaction.fence_term != record.term:
             batch.count("fence_conflicts")
             return Outcome("conflict", record.index, label="fence")
+        if transaction.min_schema and transaction.min_schema > self._schema_version():
+            batch.count("schema_conflicts")
+            return Outcome("conflict", record.index, label="schema")
+        self._schema = None if schema else self._schema
         self._guard.begin(record.timestamp_ms, record.chain)
         self._core("SAVEPOINT entry")
         try:
@@ -339,6 +345,14 @@ class Applier:
             self._core("ROLLBACK TO entry")
         self._core("RELEASE entry")
         return outcome
+
+    def _schema_version(self) -> int:
+        """Return the version of the tables here, 0 before the first migration."""
+        if self._schema is None:
+            there = self._core("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema'")
+            found = there.fetchone()[0] and self._core("SELECT MAX(version) FROM schema").fetchone()[0]
+            self._schema = int(found or 0)
+        return self._schema
 
     def _guarded(self, transaction: Transaction, index: int) -> Outcome:
         """Run guards, then statements. Raises what SQLite raises."""

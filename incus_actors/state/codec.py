@@ -24,6 +24,7 @@ class _Body(msgspec.Struct, array_like=True, frozen=True, gc=False):
     guards: tuple[tuple[str, _Row, tuple[_Row, ...], str], ...]
     topics: tuple[str, ...]
     fence_term: int | None
+    min_schema: int = 0  #: since feature level 2; an older release would ignore it, so it isn't sent before
 
 
 class _Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -53,10 +54,12 @@ def encode_transaction(transaction: Transaction) -> bytes:
         tuple((g.sql, tuple(g.parameters), tuple(tuple(r) for r in g.expected), g.label) for g in transaction.guards),
         tuple(transaction.topics),
         transaction.fence_term,
+        transaction.min_schema,
     )
     _check_body(body)
+    fields = msgspec.structs.astuple(body)
     try:
-        return _encoder.encode(body)
+        return _encoder.encode(fields if transaction.min_schema else fields[:-1])
     except (msgspec.ValidationError, UnicodeEncodeError, OverflowError, TypeError) as exc:
         raise BodyError(f"transaction can't be encoded: {exc}") from exc
 
@@ -92,6 +95,7 @@ def decode_transaction(body: bytes, *, schema: bool) -> Transaction:
         guards=tuple(Guard(*fields) for fields in found.guards),
         topics=found.topics,
         fence_term=found.fence_term,
+        min_schema=found.min_schema,
         schema=schema,
     )
 

@@ -77,7 +77,7 @@ def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypa
         "durable": 9, "commit": 9, "applied": 9, "loop_late_ms": 0.0, "free_kib": 25 << 10, "fast_path_spent": 0,
         "fast_path_budget": 4, "sqlite_version": "3.40.1", "peers": [], "configuration": {"new": None, "old": members},
         "latency_ms": {"election": {}}, "queue_depths": {}, "counters": {}, "halted": "of epoch [1]", "refused_by": [1, 7],
-        "disk_full": True,
+        "disk_full": True, "feature_level": 1, "features": 2,
     }  # fmt: skip
 
     def fetch(path: str) -> dict[str, Any]:

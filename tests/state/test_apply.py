@@ -385,6 +385,19 @@ def test_before_the_first_level_nothing_shows_which_release_opened_a_state(repli
         assert not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_features'").fetchall()
 
 
+def test_an_entry_for_newer_tables_is_a_conflict_on_older_ones(replica: Replica) -> None:
+    wants = Transaction((Statement("INSERT INTO t (a) VALUES (1)"),), min_schema=2)
+    version = "INSERT INTO schema (id, version) VALUES (?, ?)"
+    assert replica.run(wants).label == "schema"
+    assert replica.ddl("CREATE TABLE schema (id INTEGER PRIMARY KEY, version INTEGER NOT NULL) STRICT").applied
+    replica.run(Transaction((Statement(version, (1, 1)),), schema=True))
+    outcome = replica.run(wants)
+    assert (outcome.status, outcome.label) == ("conflict", "schema")
+    assert replica.rows("SELECT COUNT(*) FROM t") == [(0,)]
+    replica.run(Transaction((Statement(version, (2, 2)),), schema=True))
+    assert replica.run(wants).applied
+
+
 def test_trouble_of_this_machine_is_no_outcome(replica: Replica) -> None:
     replica.applier._connection.execute("PRAGMA max_page_count=1")
     before = replica.applier.position

@@ -134,7 +134,7 @@ def _members_table(facts: dict[str, Any], names: dict[str, str]) -> Table:
             control_address(str(member["address"])),
             member["domain"],
             str(facts["last"]) if mine else str(told["match"]) if told else "",
-            str(facts["last"] - told["match"]) if told else "",
+            str(told["lag"]) if told else "",
             told["state"] if told else "",
             f"{told['last_contact_ms']} ms" if told else "",
             f"{told['round_trip_ms']:.1f} ms" if told else "",

@@ -5,6 +5,8 @@ Owns readiness, shutdown and the views of actors and consensus. Open to the unix
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from aiohttp import web
 
@@ -73,12 +75,19 @@ async def raft(request: web.Request) -> web.StreamResponse:
     known = () if here.phase == "starting" else status.configuration.members()  # the tables may not be there yet
     return sync(
         {
-            "status": msgspec.to_builtins(status),
+            "status": _with_lags(msgspec.to_builtins(status)),
             "names": {str(member): here.routing.name_of(member) or "" for member in known},
             "transport": here.lane_counters(),
             "journal": here.role_journal(),
         }
     )
+
+
+def _with_lags(status: dict[str, Any]) -> dict[str, Any]:
+    """Say of each member how many entries it lacks, -1 where only the leader knows."""
+    for peer in status["peers"]:
+        peer["lag"] = -1 if peer["state"] == "unknown" else max(0, status["last"] - peer["match"])
+    return status
 
 
 async def check_state(request: web.Request) -> web.StreamResponse:

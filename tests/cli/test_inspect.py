@@ -34,6 +34,7 @@ def test_a_follower_does_not_invent_where_the_others_are() -> None:
             {
                 "id": 3,
                 "match": 740,
+                "lag": 3,
                 "state": "replicate",
                 "last_contact_ms": 4,
                 "round_trip_ms": 1.2,

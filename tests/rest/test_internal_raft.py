@@ -86,13 +86,15 @@ async def test_a_stranger_nonsense_and_a_removed_member_are_counted_where_an_ope
     await refusals(lanes)
     async with running_member(tmp_path / "member", []) as member:
         member.gateway.lane_counters = lanes.counters
-        member.consensus.status = status  # type: ignore[method-assign]
+        peers = (PeerStatus(2, 7, "replicate", 3, 0.5, True), PeerStatus(3, 0, "unknown", -1, 0.0, False))
+        member.consensus.status = lambda: replace(status(), peers=peers)  # type: ignore[method-assign]
         async with member.unix_session() as session, session.get("/internal/raft") as answer:
             metadata = (await answer.json())["metadata"]
         member.gateway.phase = "starting"  # nobody has a name yet, and what can be told is told
         async with member.unix_session() as session, session.get("/internal/raft") as answer:
             assert (await answer.json())["metadata"]["names"] == {}
     assert metadata["names"] == {"1": "node1", "2": ""}
+    assert [peer["lag"] for peer in metadata["status"]["peers"]] == [2, -1]
     told = metadata["transport"]
     assert told == lanes.counters()
     assert told["control"]["zap_refused"] >= 2  # the stranger, and the removed member when it dialled again

@@ -24,7 +24,6 @@ from incus_actors.cli import cluster_document as document
 from incus_actors.cli.tables import FORMATS, render_table
 from incus_actors.consensus import recovery
 from incus_actors.consensus.log_files import LogError, LogLockedError
-from incus_actors.consensus.log_format import AMNESIA_NAME
 from incus_actors.consensus.types import Member, Role
 from incus_actors.settings import incus_directory
 
@@ -155,6 +154,8 @@ def show() -> None:
         found, rows = _rows()
     click.echo(f"# Latest dqlite segment ID: {found.last_index}")
     click.echo(f"# That is the last entry of the log: {_end_of_log(found)}")
+    if found.damage:
+        click.echo(f"# This server has forgotten writes that it had acknowledged: {found.damage}")
     click.echo()
     click.echo(document.render(rows), nl=False)
 
@@ -259,8 +260,9 @@ def recover_from_quorum_loss(quiet: bool, accept_data_loss: bool) -> None:
     _must_be_stopped()
     with _told():
         found = recovery.overview(_database())
-        damaged = accept_data_loss or (_database() / AMNESIA_NAME).exists()
-        if not (_is_clustered() or damaged):  # for a damaged log a server by itself needs this, too
+        if not (
+            _is_clustered() or accept_data_loss or found.damage
+        ):  # for a damaged log a server by itself needs this, too
             raise click.ClickException("This server is not clustered")
         if not quiet:
             warning = f"{RECOVER_WARNING}\nThe log of this server ends at {_end_of_log(found)}.\nCompare it with "

@@ -35,6 +35,7 @@ from incus_actors.consensus.types import (
     Term,
     chain_hash,
 )
+from incus_actors.consensus.witness import Testimony, read_testimony
 from incus_actors.model.transaction import Transaction
 from incus_actors.state.apply import Position, read_position
 from incus_actors.state.codec import encode_transaction
@@ -61,6 +62,7 @@ class Overview:
     configuration: Configuration
     configuration_index: Index
     state_path: Path
+    damage: str = ""  #: why it must not be trusted: it has forgotten what it promised
 
 
 def overview(directory: Path) -> Overview:
@@ -72,13 +74,25 @@ def overview(directory: Path) -> Overview:
     if not path.exists():
         raise RecoveryError(f"There is no database in {directory}")
     try:
+        seen = read_testimony(directory / fmt.WITNESS_NAME)  # before the log, which may go on meanwhile
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
         try:
-            return _overview(directory, connection)
+            found = _overview(directory, connection)
         finally:
             connection.close()
-    except (sqlite3.Error, KeyError, TypeError, ValueError) as exc:
+        return replace(found, damage=_damage(directory, found, seen))
+    except (OSError, sqlite3.Error, KeyError, TypeError, ValueError) as exc:
         raise RecoveryError(f"{path} can't be read: {exc}") from exc
+
+
+def _damage(directory: Path, found: Overview, seen: Testimony | None) -> str:
+    """Return what the next start would find, as far as one look shows it."""
+    marker = directory / fmt.AMNESIA_NAME
+    if marker.exists():
+        return marker.read_text().strip() or "unknown"
+    if seen is not None and seen.index > found.last_index:
+        return f"the log ends at {found.last_index}, but {seen.index} was durable once"
+    return ""
 
 
 def _overview(directory: Path, connection: sqlite3.Connection) -> Overview:

@@ -53,6 +53,18 @@ def _unpack(slot: bytes) -> Testimony | None:
     return Testimony(index, chain, HardState(term, vote), wall_ms, sequence)
 
 
+def read_testimony(path: Path) -> Testimony | None:
+    """Return the latest testimony without opening the file for writing; None if there is none. Raises OSError."""
+    if not path.exists():
+        return None
+    return _latest(path.read_bytes())
+
+
+def _latest(content: bytes) -> Testimony | None:
+    slots = [_unpack(content[:_SIZE]), _unpack(content[_SIZE : 2 * _SIZE])]
+    return max((slot for slot in slots if slot is not None), key=lambda slot: slot.sequence, default=None)
+
+
 def is_no_space(error: OSError) -> bool:
     """Whether this failed for want of space: also writing over what is there can, where that takes new blocks."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -63,10 +75,7 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        content = os.pread(self._descriptor, 2 * _SIZE, 0)
-        slots = [_unpack(content[:_SIZE]), _unpack(content[_SIZE:])]
-        found = [slot for slot in slots if slot is not None]
-        self.last: Testimony | None = max(found, key=lambda slot: slot.sequence, default=None)
+        self.last: Testimony | None = _latest(os.pread(self._descriptor, 2 * _SIZE, 0))
         self.synced_index = self.last.index if self.last is not None else 0  #: known after a power cut
         self._dirty = False
         self._unsure = False  #: whether the last sync failed

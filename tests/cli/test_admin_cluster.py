@@ -17,7 +17,8 @@ from incus_actors.cli.incusd import real_incusd
 from incus_actors.cli.tables import render_table
 from incus_actors.consensus.bootstrap import create_joiner, create_standalone
 from incus_actors.consensus.recovery import overview
-from incus_actors.consensus.types import Configuration, Member, Role
+from incus_actors.consensus.types import Configuration, HardState, Member, Role
+from incus_actors.consensus.witness import Witness
 
 KEY = "cd" * 32
 
@@ -139,7 +140,14 @@ def test_a_server_by_itself_has_nothing_to_recover(standalone: Path) -> None:
     code, said = run("cluster", "edit", text="members: []")
     assert code == 1
     assert said.startswith("Error: Can't edit cluster configuration as server isn't clustered")
+    assert "forgotten" not in run("cluster", "show")[1]
+    witness = Witness(standalone / "database" / "tail.wit")
+    witness.write(8, b"12345678", HardState(1, 0), 0, sync=True)
+    witness.close()
+    said = "# This server has forgotten writes that it had acknowledged: the log ends at 1, but 8 was durable once\n\n"
+    assert said in run("cluster", "show")[1]
     (standalone / "database" / "amnesia").write_text("the log ends too early")
+    assert "acknowledged: the log ends too early\n\n" in run("cluster", "show")[1]
     assert "repeat this with --accept-data-loss" in run("cluster", "recover-from-quorum-loss", "-q")[1]
     assert run("cluster", "recover-from-quorum-loss", "-q", "--accept-data-loss") == (0, "")
 

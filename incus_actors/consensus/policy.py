@@ -1,8 +1,9 @@
 """Who should vote, stand by, or only follow (CONSENSUS 3.9, DESIGN D6).
 
 Owns pure functions, called by the leader of the daemon and by the simulator's: `plan` about once a second, `without`
-and `swapped` when a member leaves for good or comes back under a new id, `vote_given_away` before it stops; the caller proposes what they return. It must
-never make the set of voters smaller because somebody is offline, and never touch the leader's own vote.
+and `swapped` when a member leaves for good or comes back under a new id, `vote_given_away` before a planned stop; the
+caller proposes what they return. It must never make the set of voters smaller because somebody is offline, and `plan`
+never touches the leader's own vote.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from incus_actors.consensus.admission import Admission
 from incus_actors.consensus.api import Consensus, ConsensusStatus, RoleChange, StateCheck
 from incus_actors.consensus.audience import ALL_TOPICS, Audience
 from incus_actors.consensus.engine import Engine, EngineSettings
+from incus_actors.consensus.handover import hand_over
 from incus_actors.consensus.inbox import Inbox
 from incus_actors.consensus.lane import LaneFactory
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, GenerationNotice, Notice, StartedNotice
-from incus_actors.consensus.policy import vote_given_away
 from incus_actors.consensus.priority import raise_priority
 from incus_actors.consensus.proposal_ids import ProposalIds
 from incus_actors.consensus.resolution import no_leader, own_disk_full, refusal
@@ -43,14 +43,7 @@ from incus_actors.consensus.types import (
     Timing,
 )
 from incus_actors.consensus.upkeep import Upkeep
-from incus_actors.errors import (
-    ApiError,
-    BadRequestError,
-    ConflictError,
-    ForbiddenError,
-    OutcomeUnknownError,
-    UnavailableError,
-)
+from incus_actors.errors import BadRequestError, ConflictError, ForbiddenError, OutcomeUnknownError, UnavailableError
 from incus_actors.model.transaction import Outcome, Transaction
 from incus_actors.state.apply import TOO_OLD
 from incus_actors.state.database import Database
@@ -58,7 +51,6 @@ from incus_actors.state.database import Database
 log = logging.getLogger(__name__)
 
 _FULL_READ_S = 0.5  #: a member that waits for disk space has caught up by then, or not for long
-_GIVE_VOTE_S = 2.0
 _ANSWER_GRACE_S = 1.0  #: the core answers at the deadline; later than this it never will
 
 T = TypeVar("T")
@@ -135,7 +127,7 @@ class ConsensusRuntime(Consensus):
         if engine is None:
             return
         if handover and engine.running and not self._halted and self.status().role is RaftRole.LEADER:
-            await self._hand_over(keep_vote=keep_vote)
+            await hand_over(self, keep_vote=keep_vote)
         self._stopped = True
         if self._upkeep_task is not None:
             self._upkeep_task.cancel()
@@ -177,20 +169,6 @@ class ConsensusRuntime(Consensus):
         )
         assert aside is not None
         return aside
-
-    async def _hand_over(self, *, keep_vote: bool) -> None:
-        """Make somebody else lead; the only voter gives its vote away (two members), so that the other goes on."""
-        status = self.status()
-        if status.configuration.voters() - {status.member_id}:
-            await self.transfer_leadership(timeout_s=0.6)
-            return
-        target = vote_given_away(status.configuration, status.health(), status.member_id)
-        if target is None or keep_vote:
-            return
-        try:
-            await self.change_configuration(target, timeout_s=_GIVE_VOTE_S)
-        except ApiError as error:
-            log.warning("the only vote could not be given to another member: %s", error)
 
     # What is so
 

@@ -24,10 +24,18 @@ from incus_actors.simulation.linearizability import FOREVER, Call, TooHardError,
 
 
 @click.command()
-@click.option("--seconds", default=600.0, show_default=True, help="How long faults go on.")
+@click.option(
+    "--seconds",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="How long faults go on.",
+)
 @click.option("--seed", type=int, default=None, help="Draw the faults from this [default: a new one, printed].")
 @click.option("--members", default=5, show_default=True, type=click.IntRange(3, 9), help="Size of the cluster.")
-@click.option("--clients", default=6, show_default=True, help="Clients that read and write.")
+@click.option(
+    "--clients", default=6, show_default=True, type=click.IntRange(min=1), help="Clients that read and write."
+)
 @click.option(
     "--only",
     type=click.Choice([kind.__name__ for kind in WEIGHTS]),

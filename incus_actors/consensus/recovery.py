@@ -82,7 +82,8 @@ def overview(directory: Path) -> Overview:
             connection.close()
         return replace(found, damage=_damage(directory, found, seen))
     except (OSError, sqlite3.Error, KeyError, TypeError, ValueError) as exc:
-        raise RecoveryError(f"{path} can't be read: {exc}") from exc
+        hopeless = isinstance(exc, sqlite3.Error) and fmt.is_damage(exc, opening=True)
+        raise RecoveryError(f"{path} can't be read: {exc}{_nothing_left(directory) if hopeless else ''}") from exc
 
 
 def _damage(directory: Path, found: Overview, seen: Testimony | None) -> str:
@@ -263,7 +264,7 @@ def _change(directory: Path, force: Callable[[LogStore], None], *, accept_damage
         store = LogStore(directory, check_witness=not accept_damage)
     except LogDamagedError as exc:
         shutil.rmtree(saved)
-        raise RecoveryError(_damaged(str(exc)) if not accept_damage else str(exc)) from exc
+        raise RecoveryError(f"{exc}{_nothing_left(directory)}" if accept_damage else _damaged(str(exc))) from exc
     try:
         if accept_damage:
             _catch_up_with_state(store)
@@ -277,6 +278,10 @@ def _change(directory: Path, force: Callable[[LogStore], None], *, accept_damage
     (directory / fmt.AMNESIA_NAME).unlink(missing_ok=True)
     sync_directory(directory)
     return done
+
+
+def _nothing_left(directory: Path) -> str:
+    return f". Nothing can be made of this log: restore a copy of {directory}, or recover another member"
 
 
 def _damaged(reason: str) -> str:

@@ -214,3 +214,16 @@ async def test_an_edit_keeps_what_a_majority_had_although_a_shorter_log_had_more
     await pair[2].read_barrier()
     assert pair[2].database.scalar("SELECT COUNT(*) FROM t WHERE a = 77") == 1
     await stop_all(pair)
+
+
+def test_a_log_that_is_nothing_any_more_says_so(tmp_path: Path) -> None:
+    create_standalone(tmp_path / "1", address="one")
+    (tmp_path / "1" / "log.db").write_bytes(b"junk" * 1024)
+    with pytest.raises(RecoveryError, match="repeat this with --accept-data-loss"):
+        recover(tmp_path / "1")
+    hopeless = r"not a database\. Nothing can be made of this log: restore a copy of"
+    with pytest.raises(RecoveryError, match=hopeless):
+        recover(tmp_path / "1", accept_damage=True)
+    with pytest.raises(RecoveryError, match=hopeless):
+        overview(tmp_path / "1")
+    assert not list(tmp_path.glob("1.backup-*"))

@@ -1,8 +1,9 @@
 """Runs committed log entries against the state file: the only writer of `global-<generation>.db`.
 
 Owns the writer connection, `_raft` (what is applied, written in the same SQLite transaction as its effects),
-`_sessions` (answers already given, so that a proposal runs once) and `_features` (the level that is switched on). Used from the apply thread only. Must never skip
-an entry, and must never turn a trouble of this machine (disk full, I/O error) into the outcome of an entry.
+`_sessions` (answers already given, so that a proposal runs once) and `_features` (the level that is switched on). Used
+from the apply thread only. Must never skip an entry, and must never turn a trouble of this machine (disk full, I/O error)
+into the outcome of an entry.
 """
 
 from __future__ import annotations
@@ -164,7 +165,6 @@ class Applier:
     def __init__(self, path: Path, *, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
         self.path = path
         self.supported = supported
-        self._schema: int | None = None  #: None: to be looked up
         self._wal = path.with_name(path.name + "-wal")
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10.0
@@ -218,7 +218,6 @@ class Applier:
             self._run("COMMIT")
         except BaseException:
             self._guard.mode = Mode.CORE
-            self._schema = None
             if self._connection.in_transaction:
                 self._run("ROLLBACK")
             raise
@@ -328,7 +327,6 @@ class Applier:
         if transaction.min_schema and transaction.min_schema > self._schema_version():
             batch.count("schema_conflicts")
             return Outcome("conflict", record.index, label="schema")
-        self._schema = None if schema else self._schema
         self._guard.begin(record.timestamp_ms, record.chain)
         self._core("SAVEPOINT entry")
         try:
@@ -347,12 +345,11 @@ class Applier:
         return outcome
 
     def _schema_version(self) -> int:
-        """Return the version of the tables here, 0 before the first migration."""
-        if self._schema is None:
-            there = self._core("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema'")
-            found = there.fetchone()[0] and self._core("SELECT MAX(version) FROM schema").fetchone()[0]
-            self._schema = int(found or 0)
-        return self._schema
+        """Return the version of the tables here, 0 before the first migration. Looked up for each entry: an entry may write
+        it like any other row, and who has just started must not see another one than who remembers it."""
+        there = self._core("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema' LIMIT 1")
+        found = there.fetchone() and self._core("SELECT MAX(version) FROM schema").fetchone()[0]
+        return int(found or 0)
 
     def _guarded(self, transaction: Transaction, index: int) -> Outcome:
         """Run guards, then statements. Raises what SQLite raises."""

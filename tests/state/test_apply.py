@@ -430,3 +430,21 @@ def test_a_checkpoint_says_what_is_durable_even_under_a_reader(replica: Replica)
         assert moment.scalar("SELECT COUNT(*) FROM t") == 1
         assert database.scalar("SELECT COUNT(*) FROM t") == 2
     database.close()
+
+
+def test_the_version_of_the_tables_is_no_memory_of_one_process(replica: Replica, tmp_path: Path) -> None:
+    """`admin sql` may write the table `schema` like any other: who has just started must see what all others see."""
+    version = "INSERT INTO schema (id, version) VALUES (?, ?)"
+    assert replica.ddl("CREATE TABLE schema (id INTEGER PRIMARY KEY, version INTEGER NOT NULL) STRICT").applied
+    replica.run(Transaction((Statement(version, (2, 2)),), schema=True))
+    wants = Transaction((Statement("INSERT INTO t (a) VALUES (NULL)"),), min_schema=2)
+    assert replica.run(wants).applied
+    assert replica.sql("UPDATE schema SET version = 1").applied
+    replica.applier.checkpoint()
+    twin = Replica(tmp_path / "global-2.db")
+    twin.applier.close()
+    shutil.copy(replica.path, twin.path)
+    twin.applier = Applier(twin.path)
+    entry = replica.record(encode_transaction(wants), SQL)
+    assert replica.apply(entry).results == twin.apply(entry).results
+    assert replica.applier.position.digest == twin.applier.position.digest

@@ -1,7 +1,8 @@
 """What a leader does about the state from time to time: let everybody forget answers, compare, and use what is new.
 
 Owns when this is due (CONSENSUS 3.11: answers live for a day, whole states are compared once a day at an agreed
-index; 3.13: upgrade.py looks whether every member can apply more). It only proposes entries; what they do is in state/apply.py. Must never end because nobody leads just now.
+index; 3.13: upgrade.py looks whether every member can apply more). It only proposes entries; what they do is in
+state/apply.py. Must never end because nobody leads just now.
 """
 
 from __future__ import annotations
@@ -48,16 +49,18 @@ class Upkeep:
         self._applied.clear()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                self.note()
-                await self.upgrade.if_due()
-                await self.forget_due()
-                await self.check_if_due()
-            except UnavailableError as exc:
-                log.info("upkeep of the database is put off: %s", exc)
+            for duty in (self._note_for_later, self.forget_due, self.check_if_due, self.upgrade.if_due):
+                try:
+                    await duty()
+                except UnavailableError as exc:  # a low disk refuses a migration, and the others help
+                    log.info("upkeep of the database is put off: %s", exc)
+
+    async def _note_for_later(self) -> None:
+        """Every member does, for it may lead later."""
+        self.note()
 
     def note(self) -> Index:
-        """Remember what is applied now, and return it; every member does, for it may lead later."""
+        """Remember what is applied now, and return it."""
         applied = Index(self._database.scalar("SELECT MAX(applied_index) FROM _raft") or 0)  # a status may be behind
         self._applied.append((self._clock.monotonic_ms(), applied))
         return applied

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from incus_actors import tasks
 from incus_actors.clock import ManualClock
 from incus_actors.consensus import engine
 from incus_actors.consensus import events as ev
@@ -420,6 +421,27 @@ async def test_a_leader_lets_everybody_compare_the_whole_state_once_a_day(tmp_pa
         last = await runtime.check_state()
         assert last.index == first.index + 2
         assert last.hash != first.hash  # the answer to the first is a row that the last one sees
+
+
+async def test_an_upgrade_that_fails_puts_off_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration is data, and a low disk refuses it: to forget answers helps out of that, so it must not wait."""
+
+    async def fails() -> bool:
+        raise UnavailableError("the disk of the database is full")
+
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        monkeypatch.setattr("incus_actors.consensus.upkeep.LOOK_EVERY_S", 0.01)
+        clock = ManualClock(monotonic_ms=0)
+        upkeep = Upkeep(runtime.database, clock, runtime.status, runtime._propose_upkeep)
+        monkeypatch.setattr(upkeep.upgrade, "if_due", fails)
+        clock.advance(CHECK_EVERY_MS)
+        checks = runtime.status().counters.get("state_checks", 0)
+        running = tasks.spawn(upkeep.run(), name="upkeep")
+        try:
+            await until(lambda: runtime.status().counters.get("state_checks", 0) > checks)
+        finally:
+            running.cancel()
 
 
 async def test_a_disk_that_fails_is_told_apart_from_other_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

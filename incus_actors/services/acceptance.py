@@ -94,8 +94,10 @@ class AcceptService:
             token_uuid = self._tokens.check(request.token, request.name).uuid
         elif applicant.trusted_name != request.name:
             raise ForbiddenError
-        # A newer one may come: what only it knows waits until all do. An older one could not apply what is in use.
-        used = self._consensus.status().feature_level
+        # A newer one may come: what only it knows waits until all do. An older one could not apply what is in use, or what
+        # the leader switches on just now, as everybody has it.
+        status = self._consensus.status()
+        used = max(status.feature_level, status.level_of_all())
         if request.features < used or request.schema < current_version(self._database):
             raise MemberError(
                 "The joining server version doesn't match "

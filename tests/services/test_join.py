@@ -11,8 +11,10 @@ import re
 import pytest
 from cluster_kit import Server, WireLane, servers, until
 
+from incus_actors.consensus import log_store
 from incus_actors.errors import ApiError, ForbiddenError, MemberError
 from incus_actors.model.cluster import ClusterPut, MemberConfigKey
+from incus_actors.model.features import SUPPORTED
 from incus_actors.model.transaction import Statement, Transaction
 from incus_actors.security import certificates
 from incus_actors.services import join_journal
@@ -430,3 +432,18 @@ async def test_the_history_of_the_cluster_does_not_break_the_joiners_links(pair,
     monkeypatch.setattr(WireLane, "set_peers", watched)
     await second.join(first, "node2")
     assert [peers for own_id, peers in seen if own_id == 2 and peers != [1]] == []
+
+
+async def test_a_server_that_could_not_apply_what_is_about_to_be_used_stays_outside(tmp_path, monkeypatch):
+    """Everybody has the next level, so that the leader switches it on at its next look: between the two the new member
+    would be accepted, and stop at the entry."""
+    monkeypatch.setattr(log_store, "supported_with", lambda version: SUPPORTED - 1)
+    async with servers(tmp_path, 2) as (first, second):
+        await first.bootstrap()
+        monkeypatch.setattr(log_store, "supported_with", lambda version: SUPPORTED)
+        await first.consensus.restart()
+        await until(lambda: first.consensus.status().level_of_all() == SUPPORTED)
+        assert first.consensus.status().feature_level < SUPPORTED
+        with pytest.raises(ApiError, match="The joining server version doesn't match"):
+            await second.join(first, "node2")
+        await assert_clean(first, second)

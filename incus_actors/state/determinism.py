@@ -2,8 +2,8 @@
 
 Owns the functions and the authorizer of the apply connection (CONSENSUS 3.11, layers 1 and 2): time comes from the
 entry's timestamp, chance from its chain, and every built-in that is not known to be deterministic raises. The
-overrides reach column defaults, which no authorizer sees. Must never let a statement touch `_raft*`, `_sessions`
-or `sqlite_*`, and fails closed.
+overrides reach column defaults, which no authorizer sees. Must never let a statement touch `_raft*`, `_sessions`,
+`_features` or `sqlite_*`, and fails closed.
 """
 
 from __future__ import annotations

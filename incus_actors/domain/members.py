@@ -47,8 +47,6 @@ class MemberFacts:
     address: str
     description: str = ""
     state: int = MemberState.CREATED
-    schema: int = 1
-    api_extensions: int = 1
     architecture: int = 2
     failure_domain: str = "default"
     roles: tuple[str, ...] = ()  #: assigned by hand
@@ -80,15 +78,16 @@ def shown_roles(
 
 
 def shown_status(
-    facts: MemberFacts, sighting: Sighting, threshold_s: float, newest: tuple[int, int]
+    version: tuple[int, int], state: int, sighting: Sighting, threshold_s: float, newest: tuple[int, int]
 ) -> tuple[str, str]:
-    """Return status and message; the first rule that fits wins. `newest`: highest (schema, api_extensions)."""
-    if facts.state == MemberState.EVACUATED:
+    """Return status and message; the first rule that fits wins. `version`: the (schema, api_extensions) that it runs;
+    `newest`: the highest that any member does."""
+    if state == MemberState.EVACUATED:
         return "Evacuated", "Unavailable due to maintenance"
     if sighting.age_s > threshold_s:
         age = go_duration(int(sighting.age_s * 1e9))
         return "Offline", f"No heartbeat for {age} ({go_time(sighting.wall_ns)})"
-    if (facts.schema, facts.api_extensions) < newest:
+    if version < newest:
         return "Blocked", "Needs updating to newer version"
     return "Online", "Fully operational"
 

@@ -88,7 +88,12 @@ def build_cluster_use_cases(
         wall_ns=wall_ns,
     )
     members = MembersService(
-        identity=identity, consensus=consensus, database=database, heartbeats=heartbeats, actors=actors
+        identity=identity,
+        consensus=consensus,
+        database=database,
+        heartbeats=heartbeats,
+        actors=actors,
+        version=(facts.schema, facts.api_extensions),
     )
     return ClusterUseCases(
         bootstrap=bootstrap,

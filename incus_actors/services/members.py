@@ -65,7 +65,7 @@ class RemovedMember:
 
 
 class MembersService:
-    """Reads are synchronous; writes propose and raise ApiError."""
+    """Reads are synchronous; writes propose and raise ApiError. `version`: schema and API extensions of this daemon."""
 
     def __init__(
         self,
@@ -75,12 +75,14 @@ class MembersService:
         database: Reader,
         heartbeats: HeartbeatTable,
         actors: ActorSystem,
+        version: tuple[int, int],
     ) -> None:
         self._identity = identity
         self._consensus = consensus
         self._database = database
         self._heartbeats = heartbeats
         self._actors = actors
+        self._version = version
 
     # -- members --------------------------------------------------------------------------------------------------
 
@@ -88,13 +90,13 @@ class MembersService:
         """Return all members in order of id. Raises BadRequestError if this server is standalone."""
         require_cluster(self._identity)
         facts = queries.members(self._database)
-        return self._shown(facts, facts)
+        return self._shown(facts)
 
     def get(self, name: str) -> ClusterMember:
         """Return one member. Raises NotFoundError."""
         require_cluster(self._identity)
         facts = queries.members(self._database)
-        return self._shown([_find(facts, name)], facts)[0]
+        return self._shown([_find(facts, name)])[0]
 
     def id_of(self, name: str) -> int:
         """Return a member's id. Raises NotFoundError."""
@@ -128,17 +130,18 @@ class MembersService:
             for facts in queries.members(self._database)
         ]
 
-    def _shown(self, wanted: list[MemberFacts], everyone: list[MemberFacts]) -> list[ClusterMember]:
+    def _shown(self, wanted: list[MemberFacts]) -> list[ClusterMember]:
         status = self._consensus.status()
         raft_roles = {member.id: member.role.value for member in status.configuration.target}
         threshold_s = queries.settings(self._database).offline_threshold_s
-        newest = max((facts.schema, facts.api_extensions) for facts in everyone)
         own = self._identity.member_id
+        running = self._running(own)
+        newest = max(running.values())
         found = []
         for facts in wanted:
             roles, stores = shown_roles(facts.id, facts.roles, raft_roles, status.leader)
             sighting = self._heartbeats.sighting(facts.id, own)
-            shown, message = shown_status(facts, sighting, threshold_s, newest)
+            shown, message = shown_status(running.get(facts.id, newest), facts.state, sighting, threshold_s, newest)
             found.append(
                 ClusterMember(
                     roles=roles,
@@ -155,6 +158,11 @@ class MembersService:
                 )
             )
         return found
+
+    def _running(self, own: int) -> dict[int, tuple[int, int]]:
+        """Return schema and API extensions of every daemon that we have heard: what the rows say is of when it joined."""
+        beats = [health.beat for health in self._heartbeats.view().values() if health.beat is not None]
+        return {beat.member_id: (beat.schema, beat.api_extensions) for beat in beats} | {own: self._version}
 
     async def put(self, name: str, put: ClusterMemberPut) -> None:
         """Replace what can be changed. Raises NotFoundError, BadRequestError, MemberError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from incus_actors.domain import members as rules
-from incus_actors.domain.members import MemberFacts, MemberState, Sighting
+from incus_actors.domain.members import MemberState, Sighting
 from incus_actors.errors import ApiError
 from incus_actors.model.cluster import ClusterMemberPut
 
@@ -29,7 +29,7 @@ SEEN_NS = 1_795_224_117_198_958_978
 
 
 @pytest.mark.parametrize(
-    ("state", "age_s", "version", "shown"),
+    ("state", "age_s", "newest", "shown"),
     [
         (MemberState.CREATED, 1.0, (1, 1), ("Online", "Fully operational")),
         (MemberState.CREATED, 20.0, (1, 1), ("Online", "Fully operational")),
@@ -44,9 +44,8 @@ SEEN_NS = 1_795_224_117_198_958_978
         (MemberState.CREATED, 1.0, (1, 2), ("Blocked", "Needs updating to newer version")),
     ],
 )
-def test_status(state, age_s, version, shown):
-    facts = MemberFacts(id=1, name="n", address="a", state=state)
-    assert rules.shown_status(facts, Sighting(age_s, SEEN_NS), 20, version) == shown
+def test_status(state, age_s, newest, shown):
+    assert rules.shown_status((1, 1), state, Sighting(age_s, SEEN_NS), 20, newest) == shown
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from cluster_kit import Server, servers, until
 
@@ -242,3 +243,16 @@ async def test_the_leader_can_be_removed(tmp_path):
         await until(lambda: 1 not in second.consensus.status().configuration.members())
         await until(lambda: sum("database" in m.roles for m in second.cases.members.members()) == 3, 60)
         await asyncio.sleep(0)
+
+
+async def test_blocked_is_whose_daemon_is_older_not_who_was_older_when_it_joined(pair):
+    first, _ = pair
+    # It came with the next release, and ours was upgraded later.
+    newer = Statement("UPDATE nodes SET api_extensions = 11 WHERE id = 2")
+    assert (await first.consensus.propose(Transaction((newer,)))).applied
+    await until(lambda: first.heartbeats.view()[2].beat is not None)
+    assert [member.status for member in first.cases.members.members()] == ["Online", "Online"]
+    beat = first.heartbeats.view()[2].beat
+    assert beat is not None
+    first.heartbeats.record(msgspec.structs.replace(beat, api_extensions=11), 1)  # the second of two is upgraded
+    assert [member.status for member in first.cases.members.members()] == ["Blocked", "Online"]

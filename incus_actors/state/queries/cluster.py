@@ -13,7 +13,7 @@ from incus_actors.domain.members import ROLE_NAMES, MemberFacts, expiry_seconds
 from incus_actors.state.reader import Reader
 
 _MEMBERS = (
-    "SELECT n.id, n.name, n.description, n.address, n.schema, n.api_extensions, n.state, n.arch,"
+    "SELECT n.id, n.name, n.description, n.address, n.state, n.arch,"
     " IFNULL(d.name, 'default') AS failure_domain, n.heartbeat"
     " FROM nodes n LEFT JOIN nodes_failure_domains d ON d.id = n.failure_domain_id"
 )
@@ -78,8 +78,6 @@ def members(db: Reader, *, pending: bool = False) -> list[MemberFacts]:
             address=row["address"],
             description=row["description"],
             state=row["state"],
-            schema=row["schema"],
-            api_extensions=row["api_extensions"],
             architecture=row["arch"],
             failure_domain=row["failure_domain"],
             roles=tuple(ROLE_NAMES[role] for role in roles.get(row["id"], ()) if role in ROLE_NAMES),

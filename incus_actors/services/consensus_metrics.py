@@ -109,12 +109,11 @@ def _sqlite(status: ConsensusStatus) -> Metric:
 def _numbers(status: ConsensusStatus) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    events = CounterMetricFamily(
-        f"{_PREFIX}_events", "What has happened, by kind and cause", labels=("event", "labels")
-    )
+    events = CounterMetricFamily(f"{_PREFIX}_events", "What has happened, by kind and cause", labels=("event", "cause"))
     for name, count in sorted(status.counters.items()):
         event, _, labels = name.partition(",")
-        events.add_metric((event, labels), count)
+        cause = ",".join(label.partition("=")[2] for label in labels.split(","))  # `why=heir`: as a rule there is one
+        events.add_metric((event, cause), count)
     depth = GaugeMetricFamily(f"{_PREFIX}_queue_depth", "What waits", labels=("queue",))
     for name, count in sorted(status.queue_depths.items()):
         depth.add_metric((name,), count)

@@ -63,6 +63,7 @@ class Upkeep:
         """Remember what is applied now, and return it."""
         applied = Index(self._database.scalar("SELECT MAX(applied_index) FROM _raft") or 0)  # a status may be behind
         self._applied.append((self._clock.monotonic_ms(), applied))
+        self.settled(sessions.KEEP_MS)  # what is older than needed goes; a member that never leads does not ask
         return applied
 
     def settled(self, keep_ms: int) -> Index:

@@ -423,6 +423,18 @@ async def test_a_leader_lets_everybody_compare_the_whole_state_once_a_day(tmp_pa
         assert last.hash != first.hash  # the answer to the first is a row that the last one sees
 
 
+async def test_a_member_that_never_leads_remembers_no_more_than_it_needs(tmp_path: Path) -> None:
+    async with standalone(tmp_path / "database") as runtime:
+        await applied(runtime, TABLE)
+        clock = ManualClock(monotonic_ms=0)
+        upkeep = Upkeep(runtime.database, clock, runtime.status, runtime._propose_upkeep)
+        for _ in range(100):
+            clock.advance(15_000)
+            upkeep.note()
+        assert len(upkeep._applied) <= KEEP_MS // 15_000 + 1
+        assert upkeep.settled(KEEP_MS) == upkeep.note()
+
+
 async def test_an_upgrade_that_fails_puts_off_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration is data, and a low disk refuses it: to forget answers helps out of that, so it must not wait."""
 

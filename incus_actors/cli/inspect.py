@@ -173,6 +173,8 @@ def _sqlite(facts: dict[str, Any]) -> str:
 
 def _features(facts: dict[str, Any]) -> str:
     """Return which feature level the cluster uses, and for whom what is newer waits."""
+    if "feature_level" not in facts:
+        return "no feature levels (an older release)"
     level = facts["feature_level"]
     known = {facts["member_id"]: facts["features"]} | {peer["id"]: peer["features"] for peer in facts["peers"]}
     newest = max(known.values())

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from incus_actors.cli.inspect import _members_table, _sqlite, print_whole, raft
+from incus_actors.cli.inspect import _features, _members_table, _sqlite, print_whole, raft
 
 
 def test_a_wide_table_is_not_squeezed_on_a_narrow_terminal() -> None:
@@ -67,6 +67,15 @@ def test_who_has_another_sqlite_is_named() -> None:
     facts = {"sqlite_version": "3.40.1", "peers": peers}
     assert _sqlite(facts) == "sqlite 3.40.1; member 3 has 3.46.0"
     assert _sqlite({**facts, "peers": peers[1:]}) == "sqlite 3.40.1"
+
+
+def test_for_whom_what_is_newer_waits() -> None:
+    peers = [{"id": 3, "features": 1}, {"id": 4, "features": -1}]
+    facts = {"member_id": 2, "feature_level": 1, "features": 2, "peers": peers}
+    assert _features(facts) == "feature level 1, 2 waits (member 3 knows 1; member 4 has not said its own)"
+    assert _features({**facts, "peers": []}) == "feature level 1, 2 waits (it will be switched on)"
+    assert _features({**facts, "feature_level": 2}) == "feature level 2"
+    assert _features({"member_id": 2, "peers": [{"id": 3}]}) == "no feature levels (an older release)"
 
 
 def test_on_a_follower_it_says_whom_to_ask_and_whom_names_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

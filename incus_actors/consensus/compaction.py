@@ -47,11 +47,12 @@ def _light_tail(node: Node, applied: Index) -> int:
 
 def _slowest(node: Node) -> Index:
     """Return how far everyone has come for whom the log waits, up to its bounds: whom we heard lately, and every voter
-    while states differ and no majority is there to judge: sent entries it is a witness, sent our state it is a copy."""
+    while states differ and no majority is there to judge: sent entries it is a witness, sent our state it is a copy. A
+    follower that differs keeps its log too, for it may be the next to lead."""
     leadership = node.leadership
     if leadership is None:
-        return node.log.last
-    voters = node.log.configuration.voters() if leadership.in_dispute else frozenset()
+        return node.log.mark.index if node.differs else node.log.last
+    voters = node.log.configuration.voters() if leadership.in_dispute or node.differs else frozenset()
     waited_for = [
         _needs_after(node, progress)
         for progress in leadership.progress.values()

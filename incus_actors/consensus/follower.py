@@ -46,8 +46,10 @@ def on_heartbeat(node: Node, envelope: Envelope, message: Heartbeat) -> None:
     node.heir = message.heir
     node.advance_commit(min(message.commit, node.verified))
     ours = node.digests.get(message.digest_at)
-    if ours is not None and message.digest and ours != message.digest:
-        node.count("digest_mismatches")  # the leader hears of it in our answer, and decides who is wrong
+    if ours is not None and message.digest:
+        node.differs = ours != message.digest
+        if node.differs:
+            node.count("digest_mismatches")  # the leader hears of it in our answer, and decides who is wrong
     if node.amnesia:
         return
     node.send(

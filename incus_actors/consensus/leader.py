@@ -129,18 +129,20 @@ class Leadership:
                 self.heartbeat(progress, heir)
 
     def heir(self) -> MemberId:
-        """Return who should lead next: the voter with the most log, space, links, and the shortest way."""
-        best: tuple[bool, Index, int, float, int] | None = None
+        """Return who should lead next: the voter with the most log, space, links, and the shortest way; one whose state
+        is in question only if there is no other."""
+        best: tuple[bool, bool, Index, int, float, int] | None = None
         since = self.node.now - 4 * self.node.timing.heartbeat_ms
         target = {member.id for member in self.node.log.configuration.target if member.role is Role.VOTER}
         for member, progress in self.progress.items():
             if member not in target or progress.excluded or progress.contact_ms < since:
                 continue
             roomy = progress.free_kib >= self.node.limits.min_free_kib
-            rank = (roomy, progress.match, len(progress.links), -progress.round_trip_ms // 5, -member)
+            sound = member not in self.diverged
+            rank = (sound, roomy, progress.match, len(progress.links), -progress.round_trip_ms // 5, -member)
             if best is None or rank > best:
                 best = rank
-        return NOBODY if best is None else -best[4]
+        return NOBODY if best is None else -best[5]
 
     # -- ticking --------------------------------------------------------------------------------------------------
 

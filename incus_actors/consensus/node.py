@@ -128,6 +128,7 @@ class Node:
         self.greeted_ms: dict[MemberId, int] = {}
         self.sqlite_versions: dict[MemberId, str] = {}  #: of others, as they said it last
         self.features_of: dict[MemberId, int] = {}  #: the feature levels of others, as they said it last
+        self.differs = False  #: our state was not the leader's when we last could compare
         self.known_members: frozenset[MemberId] = frozenset(self.log.configuration.members())
         self.visible_voters: tuple[MemberId, ...] = ()
         self.voter_sets = self.log.configuration.voter_sets()

@@ -114,7 +114,8 @@ def _known_incarnation(node: Node, envelope: Envelope) -> bool:
         return True
     burnt = node.burnt_incarnations.setdefault(source, [])
     message = envelope.message
-    if incarnation in burnt:
+    taken_back = incarnation in burnt
+    if taken_back:
         # A late Hello of a process long gone may have displaced the one that lives: whoever answers us, lives.
         if not (isinstance(message, msg.Hello) and message.answer):
             node.count("messages_dropped", reason="old_incarnation")
@@ -131,7 +132,9 @@ def _known_incarnation(node: Node, envelope: Envelope) -> bool:
     node.suspicion.hello(envelope, message, changed=True)
     if node.leadership is not None and source in node.leadership.progress:
         node.leadership.welcome(source)
-    return True
+    if taken_back:
+        node.features_of.pop(source, None)  # it may be the dead one after all: who leads asks again
+    return not taken_back
 
 
 def _on_lower_term(node: Node, envelope: Envelope) -> None:

@@ -28,7 +28,9 @@ class StateFacts:
         self.schema = current_version(self.database)
 
     def stamped(self, transaction: Transaction, level: int) -> Transaction:
-        """Return the transaction with the schema that it was made for, once every member reads that in an entry."""
-        if level < ENTRIES_NAME_THEIR_SCHEMA or transaction.schema:
+        """Return the transaction with the schema that it was made for (what its maker says, or what there is here), once
+        every member reads that in an entry."""
+        if transaction.schema:
             return transaction
-        return replace(transaction, min_schema=self.schema)
+        wanted = transaction.min_schema or self.schema
+        return replace(transaction, min_schema=wanted if level >= ENTRIES_NAME_THEIR_SCHEMA else 0)

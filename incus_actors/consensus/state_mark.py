@@ -87,6 +87,7 @@ class StateMark:
     peers: tuple[PeerMark, ...]
     features_of: tuple[tuple[MemberId, int], ...] = ()
     ask_ms: int = 0
+    differs: bool = False
 
 
 def is_quiet(core: Core) -> bool:
@@ -137,6 +138,7 @@ def mark_of(core: Core, rng: random.Random, *, whole: bool = False) -> StateMark
         read_sequence=0 if leadership is None else leadership.rounds.sequence,
         peers=() if leadership is None else tuple(_peer(p) for p in leadership.progress.values()),
         features_of=tuple(core.features_of.items()),
+        differs=core.differs,
         ask_ms=0 if leadership is None else leadership.ask_ms,
     )
 
@@ -218,6 +220,7 @@ def _go_on(core: Core, mark: StateMark) -> None:
     core.leader_heard_ms, core.led_until_ms = mark.leader_heard_ms, mark.led_until_ms
     core.heard_any_leader = mark.leader_heard_ms > -NEVER or mark.role is RaftRole.LEADER
     core.links, core.incarnations = dict(mark.links), dict(mark.incarnations)
+    core.differs = mark.differs
     core.greeted_ms, core.features_of = dict(mark.greeted_ms), dict(mark.features_of)
     core.refresh_visible()
     if mark.role is RaftRole.LEADER:

@@ -48,6 +48,11 @@ class Image:
     level: int = 0  #: the feature level that is switched on
 
 
+def noisy(digest: bytes, noise: int) -> bytes:
+    """Return the digest of a state that was damaged."""
+    return blake2b(digest + noise.to_bytes(8, "big"), digest_size=8).digest()
+
+
 class Machine(Protocol):
     """What a host needs of a state machine."""
 
@@ -85,8 +90,8 @@ class Machine(Protocol):
     def restore(self, image: Image) -> None:
         """Become what an image says."""
 
-    def diverge(self) -> None:
-        """A bit flips that only the digest shows."""
+    def diverge(self, noise: int) -> None:
+        """Bits flip that only the digest shows; never the same ones on two members."""
 
     def reopen(self) -> None:
         """A new process opens what is there."""
@@ -200,9 +205,9 @@ class MemoryMachine:
         self.values, self.sessions = dict(content.values), dict(content.sessions)
         self.horizon_ms, self.level = content.horizon_ms, image.level
 
-    def diverge(self) -> None:
-        """A bit flips that only the digest shows."""
-        self.digest = bytes(byte ^ 1 for byte in self.digest)
+    def diverge(self, noise: int) -> None:
+        """Bits flip that only the digest shows; never the same ones on two members."""
+        self.digest = noisy(self.digest, noise)
 
     def reopen(self) -> None:
         """Nothing to open."""

@@ -300,7 +300,7 @@ class Nemesis:
         if host is None or not self.may_damage(host) or host.disk.machine.index == 0:
             return ""
         host.damaged = host.diverged = True
-        host.disk.machine.diverge()
+        host.disk.machine.diverge(rng.getrandbits(64))
         return f"member {host.id}"
 
     # -- clocks ---------------------------------------------------------------------------------------------------

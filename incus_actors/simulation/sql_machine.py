@@ -16,7 +16,7 @@ from pathlib import Path
 from incus_actors.consensus.types import GENESIS_CHAIN, Entry, EntryKind, Index
 from incus_actors.model.transaction import Guard, Statement, Transaction
 from incus_actors.model.transaction import Outcome as Applied
-from incus_actors.simulation.machine import TOO_OLD, Command, Image, Outcome, Value
+from incus_actors.simulation.machine import TOO_OLD, Command, Image, Outcome, Value, noisy
 from incus_actors.state.apply import TOO_OLD as TOO_OLD_TEXT
 from incus_actors.state.apply import Applier
 from incus_actors.state.codec import decode_transaction, encode_expire, encode_transaction
@@ -137,10 +137,10 @@ class SqlMachine:
         self.path.write_bytes(image.content)
         self.applier = Applier(self.path, supported=_ANY_LEVEL)
 
-    def diverge(self) -> None:
-        """A bit flips that only the digest shows."""
+    def diverge(self, noise: int) -> None:
+        """Bits flip that only the digest shows; never the same ones on two members."""
         position = self.applier.position
-        self.applier.position = replace(position, digest=bytes(byte ^ 1 for byte in position.digest))
+        self.applier.position = replace(position, digest=noisy(position.digest, noise))
 
     def reopen(self) -> None:
         """Open the file again, as a new process does."""

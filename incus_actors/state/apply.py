@@ -310,7 +310,6 @@ class Applier:
             self._core(_FEATURE_TABLE)
             self._core("INSERT OR REPLACE INTO _features VALUES (1, ?)", (level,))
             batch.level = level
-            batch.topics.add("features")
         return Outcome("applied", record.index, changed=(level,))
 
     def _execute(self, record: Record, batch: Batch) -> Outcome:

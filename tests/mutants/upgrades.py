@@ -35,6 +35,32 @@ UPGRADES = (
         "CONSENSUS 3.11, after etcd #13766",
         "the entries that the third would decide with are compacted away",
         "divergence_waits_for_the_third divergence_third_convicts_the_leader",
-        ("compaction._slowest", "if leadership.in_dispute else", "if False else"),
+        ("compaction._slowest", "if leadership.in_dispute or node.differs else", "if False else"),
+    ),
+    mutant(
+        "only_the_leader_keeps_the_evidence",
+        "CONSENSUS 3.11; our review: a rolling restart in the middle of a dispute",
+        "the damaged one leads, has no entries left for the third, and wins by its snapshot",
+        "divergence_survives_a_change_of_leader",
+        (
+            "compaction._slowest",
+            "return node.log.mark.index if node.differs else node.log.last",
+            "return node.log.last",
+        ),
+    ),
+    mutant(
+        "disputed_heir",
+        "CONSENSUS 3.11",
+        "leadership is handed to the member whose state is in question",
+        "divergence_disputed_is_no_heir",
+        ("leader.Leadership.heir", "sound = member not in self.diverged", "sound = True"),
+    ),
+    mutant(
+        "late_hello_raises_the_level",
+        "CONSENSUS 3.13, 3.2: a stale incarnation",
+        "what a dead process said counts for the one that lives",
+        "upgrade_late_hello_raises_nothing",
+        ("reception._known_incarnation", "return not taken_back", "return True"),
+        ("reception._known_incarnation", "node.features_of.pop(source, None)", "pass"),
     ),
 )

@@ -115,6 +115,7 @@ def heard(members: list[LabMember], levels: list[int]) -> bool:
 
 
 @pytest.mark.may_skip
+@pytest.mark.timeout(300)  # installs a release, and waits longer than a leader between two looks
 def test_members_are_upgraded_one_by_one_while_the_cluster_works(
     old_cluster: LabCluster, previous: dict[str, str], incus_on
 ) -> None:

@@ -37,8 +37,8 @@ from incus_actors.consensus.types import (
 )
 from incus_actors.consensus.witness import Testimony, read_testimony
 from incus_actors.model.transaction import Transaction
-from incus_actors.state.apply import Position, read_position
 from incus_actors.state.codec import encode_transaction
+from incus_actors.state.position import Position, read_position
 
 TERM_JUMP = 1000
 EPOCH_TERMS = 1 << 20  #: real terms of an edited epoch begin at epoch * this, above every forced entry's

@@ -29,15 +29,8 @@ from incus_actors.consensus.log_store import LogStore
 from incus_actors.consensus.log_thread import LogThread
 from incus_actors.consensus.messages import SnapshotOffer
 from incus_actors.consensus.types import Configuration, Index, MemberId, SnapshotMark
-from incus_actors.state.apply import (
-    Applier,
-    FeatureTooNewError,
-    Position,
-    check_level,
-    is_disk_full,
-    read_level,
-    read_position,
-)
+from incus_actors.state.apply import Applier, is_disk_full
+from incus_actors.state.position import FeatureTooNewError, Position, check_level, read_level, read_position
 
 KEEP_S = 600.0
 OLD_GENERATION_S = 5.0  #: readers on the main loop have switched by then

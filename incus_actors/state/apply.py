@@ -1,8 +1,7 @@
 """Runs committed log entries against the state file: the only writer of `global-<generation>.db`.
 
-Owns the writer connection, `_raft` (what is applied, written in the same SQLite transaction as its effects),
-`_sessions` (answers already given, so that a proposal runs once) and `_features` (the level that is switched on). Used
-from the apply thread only. Must never skip an entry, and must never turn a trouble of this machine (disk full, I/O error)
+Owns the writer connection; it writes where the state is (position.py) and the answers already given, so that a proposal runs
+once, in the same SQLite transaction as their effects. Used from the apply thread only. Must never skip an entry, and must never turn a trouble of this machine (disk full, I/O error)
 into the outcome of an entry.
 """
 
@@ -17,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol
 
-from incus_actors.model.features import FeatureBodyError, decode_level, supported_with, too_new_text
+from incus_actors.model.features import FeatureBodyError, decode_level
 from incus_actors.model.transaction import Outcome, Statement, Transaction
 from incus_actors.state.codec import (
     BodyError,
@@ -28,6 +27,17 @@ from incus_actors.state.codec import (
 )
 from incus_actors.state.determinism import DeterminismGuard, Mode
 from incus_actors.state.lint import schema_problems
+from incus_actors.state.position import (
+    FEATURE_TABLE,
+    SUPPORTED_HERE,
+    TABLES,
+    ApplyError,
+    Position,
+    UnknownEntryKindError,
+    check_level,
+    read_level,
+    read_position,
+)
 from incus_actors.state.whole_hash import whole_hash
 
 log = logging.getLogger(__name__)
@@ -35,7 +45,6 @@ log = logging.getLogger(__name__)
 # The numbers of consensus.types.EntryKind, which this layer may not import.
 NOOP, CONFIG, SQL, SCHEMA, EXPIRE, FEATURE, CHECK, DELETE = range(8)
 
-_EMPTY: Final = b"\0" * 8
 TOO_OLD: Final = "proposal is older than the memory of answered proposals"
 #: Result codes that say something about the statement, not about this machine.
 _DETERMINISTIC: Final = frozenset(
@@ -48,31 +57,6 @@ _DETERMINISTIC: Final = frozenset(
         sqlite3.SQLITE_AUTH,
     }
 )
-_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS _raft (
-    id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL, applied_term INTEGER NOT NULL,
-    applied_chain BLOB NOT NULL, digest BLOB NOT NULL, timestamp_ms INTEGER NOT NULL, horizon_ms INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS _sessions (
-    proposal_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, ts INTEGER NOT NULL, result BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
-"""
-#: Made by the first FEATURE entry and not before: until then an older release may open the file, and hashes the same.
-_FEATURE_TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS _features (id INTEGER PRIMARY KEY CHECK (id = 1), level INTEGER NOT NULL) STRICT"
-)
-
-
-class ApplyError(Exception):
-    """Applying can't go on: the state or the log is not what it must be. Stop the process."""
-
-
-class UnknownEntryKindError(ApplyError):
-    """An entry of a newer release: upgrade this member (CONSENSUS 3.13)."""
-
-
-class FeatureTooNewError(ApplyError):
-    """The cluster uses what this release does not know: upgrade this member (CONSENSUS 3.13)."""
 
 
 class Record(Protocol):
@@ -92,18 +76,6 @@ class Record(Protocol):
     def body(self) -> bytes: ...  # noqa: D102
     @property
     def chain(self) -> bytes: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the state is: the `_raft` row. `horizon_ms`: proposals made up to then are forgotten."""
-
-    index: int = 0
-    term: int = 0
-    chain: bytes = _EMPTY
-    digest: bytes = _EMPTY
-    timestamp_ms: int = 0
-    horizon_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -133,36 +105,11 @@ def _is_outcome(error: Exception) -> bool:
     return code is None or (code & 0xFF) in _DETERMINISTIC
 
 
-def read_position(connection: sqlite3.Connection) -> Position:
-    """Return the position that a state file has, or the start if it has none."""
-    row = connection.execute(
-        "SELECT applied_index, applied_term, applied_chain, digest, timestamp_ms, horizon_ms FROM _raft"
-    ).fetchone()
-    return Position(*tuple(row)) if row else Position()
-
-
-def read_level(connection: sqlite3.Connection) -> int:
-    """Return the feature level that a state has switched on, 0 for none."""
-    there = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '_features'")
-    if not there.fetchone()[0]:
-        return 0
-    row = connection.execute("SELECT level FROM _features").fetchone()
-    if row is None or not isinstance(row[0], int):
-        raise sqlite3.DatabaseError("the feature level of the state can't be read")
-    return row[0]
-
-
-def check_level(level: int, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
-    """Raise FeatureTooNewError if this release can't go on with a state of that level."""
-    if level > supported:
-        raise FeatureTooNewError(too_new_text(level, supported))
-
-
 class Applier:
     """One state file, open for writing. `supported`: the highest feature level to apply. Raises ApplyError, and
     sqlite3.Error for troubles of this machine."""
 
-    def __init__(self, path: Path, *, supported: int = supported_with(sqlite3.sqlite_version_info)) -> None:
+    def __init__(self, path: Path, *, supported: int = SUPPORTED_HERE) -> None:
         self.path = path
         self.supported = supported
         self._wal = path.with_name(path.name + "-wal")
@@ -190,7 +137,7 @@ class Applier:
         self._run("PRAGMA foreign_keys=ON")
         self._run("PRAGMA recursive_triggers=OFF")
         self._run("PRAGMA case_sensitive_like=OFF")
-        self._connection.executescript(_TABLES)
+        self._connection.executescript(TABLES)
         self._run("CREATE TEMP TABLE _reset (id INTEGER PRIMARY KEY)")
 
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
@@ -307,7 +254,7 @@ class Applier:
             return Outcome("error", record.index, error=str(exc))
         check_level(level, self.supported)
         if level > batch.level:
-            self._core(_FEATURE_TABLE)
+            self._core(FEATURE_TABLE)
             self._core("INSERT OR REPLACE INTO _features VALUES (1, ?)", (level,))
             batch.level = level
         return Outcome("applied", record.index, changed=(level,))

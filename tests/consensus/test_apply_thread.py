@@ -11,7 +11,8 @@ from queue import Queue
 from incus_actors.consensus.apply_thread import MAX_BATCH, ApplyDone, ApplyThread, ApplyTrouble
 from incus_actors.consensus.log_thread import JobDone
 from incus_actors.consensus.types import Entry, EntryKind
-from incus_actors.state.apply import Applier, Batch, Position, Record
+from incus_actors.state.apply import Applier, Batch, Record
+from incus_actors.state.position import Position
 
 
 class State(Applier):

@@ -20,7 +20,8 @@ from incus_actors.consensus.log_thread import JobDone, LogDone, LogTrouble
 from incus_actors.consensus.messages import Envelope, Goodbye
 from incus_actors.consensus.notices import AppliedNotice, FatalNotice, Notice
 from incus_actors.consensus.types import Configuration, Entry, EntryKind, HardState, Member, MemberId
-from incus_actors.state.apply import Batch, Position
+from incus_actors.state.apply import Batch
+from incus_actors.state.position import Position
 
 
 def entry(index: int) -> Entry:

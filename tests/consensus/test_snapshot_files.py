@@ -25,7 +25,8 @@ from incus_actors.consensus.messages import SnapshotOffer
 from incus_actors.consensus.opening import Opened, check_state, open_member
 from incus_actors.consensus.snapshot_files import SnapshotFiles, file_digest
 from incus_actors.consensus.types import Configuration, Entry, EntryKind, Member, Role, chain_hash
-from incus_actors.state.apply import Applier, read_position
+from incus_actors.state.apply import Applier
+from incus_actors.state.position import read_position
 
 from .runtime_kit import until
 

@@ -13,8 +13,9 @@ from incus_actors.consensus.runtime import ConsensusRuntime
 from incus_actors.consensus.types import EntryKind
 from incus_actors.errors import UnavailableError
 from incus_actors.model.features import SUPPORTED, encode_level
-from incus_actors.state.apply import Applier, FeatureTooNewError
+from incus_actors.state.apply import Applier
 from incus_actors.state.codec import decode_transaction
+from incus_actors.state.position import FeatureTooNewError
 from incus_actors.state.schema import SCHEMA_VERSION, current_version
 
 from .runtime_kit import Network, applied, grown, insert, leading, stop_all, until

@@ -12,18 +12,11 @@ import pytest
 
 from incus_actors.model.features import encode_level
 from incus_actors.model.transaction import Guard, Outcome, Statement, Transaction, Value
-from incus_actors.state.apply import (
-    TOO_OLD,
-    Applier,
-    ApplyError,
-    Batch,
-    FeatureTooNewError,
-    UnknownEntryKindError,
-    read_level,
-)
+from incus_actors.state.apply import TOO_OLD, Applier, Batch
 from incus_actors.state.codec import encode_expire, encode_transaction
 from incus_actors.state.database import Database
 from incus_actors.state.determinism import DeterminismGuard, Mode
+from incus_actors.state.position import ApplyError, FeatureTooNewError, UnknownEntryKindError, read_level
 
 SQL, SCHEMA, EXPIRE, FEATURE, CHECK = 2, 3, 4, 5, 6
 START_MS = 1_700_000_000_000

@@ -195,15 +195,18 @@ class Propose:
     kind: EntryKind
     body: bytes
     wall_ms: int
+    attempt: int = 0  #: which of all that this process has sent; 0 from releases before there were any
 
 
 @dataclass(frozen=True, slots=True)
 class ProposeResponse:
-    """Sent for refusals: not_leader, busy, disk_full, too_large, dropped; success is seen in the log."""
+    """Sent for refusals: not_leader, busy, disk_full, too_large, dropped; success is seen in the log. `attempt`: of the
+    proposal that it answers."""
 
     proposal_id: bytes
     status: str
     leader: MemberId
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ DATA = frozenset({EntryKind.SQL, EntryKind.SCHEMA})
 #: a voter with less than this part of the least space can't be counted on to write anything
 HELPLESS_PART = 16
 FINAL_REFUSALS = frozenset({"busy", "disk_full", "too_large", "invalid", "unsupported"})
+FIRST_ATTEMPTS = 1 << 62
+SPREAD = 0x9E3779B97F4A7C15  #: odd: incarnations that differ begin far apart
 #: every leader at any time refuses these
 HOPELESS = frozenset({"too_large", "invalid"})
 
@@ -44,6 +46,7 @@ class Pending:
     wall_ms: int
     deadline_ms: int
     sends: int = 0
+    attempt: int = 0  #: the last one, by which its refusal is known
     retry_at_ms: int = NEVER
 
 
@@ -54,6 +57,11 @@ class ProposalBook:
     node: Node
     pending: dict[bytes, Pending] = field(default_factory=dict)
     size: int = 0  #: bytes of all bodies
+    attempt: int = 0  #: the last number given
+
+    def __post_init__(self) -> None:
+        # Far from what an earlier process of this member has used: its refusals may still be on their way.
+        self.attempt = self.node.incarnation * SPREAD % FIRST_ATTEMPTS
 
     def __len__(self) -> int:
         return len(self.pending)
@@ -102,9 +110,11 @@ class ProposalBook:
                 pending.sends += 1
         elif node.leader not in (NOBODY, node.id):
             pending.sends += 1
+            self.attempt += 1
+            pending.attempt = self.attempt
             pending.retry_at_ms = node.now + node.timing.proposal_retry_ms
             node.wake_at(pending.retry_at_ms)
-            node.send(node.leader, Propose(proposal_id, pending.kind, pending.body, pending.wall_ms))
+            node.send(node.leader, Propose(proposal_id, pending.kind, pending.body, pending.wall_ms, self.attempt))
         elif pending.kind in DATA and not pending.sends and disks_are_full(node):
             self._end(proposal_id, "disk_full")
 
@@ -122,9 +132,10 @@ class ProposalBook:
 
     def refused(self, message: ProposeResponse) -> None:
         """The leader does not take it. That is final only if nobody can have logged it: not when it was sent
-        before, to this leader or to another one, and that answer has not come."""
+        before, to this leader or to another one, and that answer has not come. A late refusal of something earlier, which
+        was refused and proposed again under the same id, says nothing about what is on its way now."""
         pending = self.pending.get(message.proposal_id)
-        if pending is None:
+        if pending is None or message.attempt not in (0, pending.attempt):
             return
         if message.status in HOPELESS or (message.status in FINAL_REFUSALS and pending.sends <= 1):
             self._end(message.proposal_id, message.status)
@@ -222,4 +233,4 @@ def on_propose(node: Node, envelope: Envelope, message: Propose) -> None:
             status = take(node, leadership, message.proposal_id, message.kind, message.body, envelope.source)
     if status:
         node.count("proposals_refused", status=status)
-        node.send(envelope.source, ProposeResponse(message.proposal_id, status, node.leader))
+        node.send(envelope.source, ProposeResponse(message.proposal_id, status, node.leader, message.attempt))

@@ -88,6 +88,7 @@ class StateMark:
     features_of: tuple[tuple[MemberId, int], ...] = ()
     ask_ms: int = 0
     differs: bool = False
+    attempt: int = 0  #: the last number of a proposal that was sent to a leader
 
 
 def is_quiet(core: Core) -> bool:
@@ -139,6 +140,7 @@ def mark_of(core: Core, rng: random.Random, *, whole: bool = False) -> StateMark
         peers=() if leadership is None else tuple(_peer(p) for p in leadership.progress.values()),
         features_of=tuple(core.features_of.items()),
         differs=core.differs,
+        attempt=core.proposals.attempt,
         ask_ms=0 if leadership is None else leadership.ask_ms,
     )
 
@@ -220,7 +222,7 @@ def _go_on(core: Core, mark: StateMark) -> None:
     core.leader_heard_ms, core.led_until_ms = mark.leader_heard_ms, mark.led_until_ms
     core.heard_any_leader = mark.leader_heard_ms > -NEVER or mark.role is RaftRole.LEADER
     core.links, core.incarnations = dict(mark.links), dict(mark.incarnations)
-    core.differs = mark.differs
+    core.differs, core.proposals.attempt = mark.differs, mark.attempt
     core.greeted_ms, core.features_of = dict(mark.greeted_ms), dict(mark.features_of)
     core.refresh_visible()
     if mark.role is RaftRole.LEADER:

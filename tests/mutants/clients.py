@@ -114,4 +114,11 @@ CLIENTS = (
         "proposal_bytes_are_bounded",
         ("proposals.take", "if leadership.uncommitted_bytes + len(body) > limits.uncommitted_bytes:", "if False:"),
     ),
+    mutant(
+        "late_refusal_counts",
+        "our simulator, seed 958320",
+        "a doubled refusal ends a proposal that was made again under the same id, and takes place",
+        "proposal_refused_once_more",
+        ("proposals.ProposalBook.refused", "or message.attempt not in (0, pending.attempt)", ""),
+    ),
 )

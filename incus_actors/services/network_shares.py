@@ -22,10 +22,10 @@ from incus_actors.services.absence import Absence, peer_down, peer_failed
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.networks import NOT_LOADED
 from incus_actors.services.proposing import TransactionConflictError, propose
+from incus_actors.state.database import Database
 from incus_actors.state.queries import networks as queries
 from incus_actors.state.queries.cluster import member_address
 from incus_actors.state.queries.networks import NetworkRow, NetworkState
-from incus_actors.state.reader import Reader
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class NetworkShares:
         self,
         *,
         consensus: Consensus,
-        database: Reader,
+        database: Database,
         identity: Identity,
         actors: ActorSystem,
         online: Callable[[int], bool],
@@ -118,7 +118,8 @@ class NetworkShares:
     def _missing(self, network_id: int, wanted: NetworkState | None) -> list[int] | None:
         """Return the members that are not in this state yet, None when all are (None, or gone after an undo: the rows
         are gone). Raises MemberError when a member has failed."""
-        row = queries.network_by_id(self._database, network_id)
+        with self._database.snapshot() as moment:  # states and reasons of one moment: entries are applied meanwhile
+            row = queries.network_by_id(moment, network_id)
         if row is None:
             if wanted is NetworkState.CREATED:
                 raise MemberError(NOT_LOADED)

@@ -15,13 +15,13 @@ from incus_actors.services.network_changes import NetworkChanges
 from incus_actors.services.network_leases import NetworkLeases
 from incus_actors.services.network_shares import MEMBERS_S, NetworkShares
 from incus_actors.services.networks import NetworkService
-from incus_actors.state.reader import Reader
+from incus_actors.state.database import Database
 
 
 def build(
     *,
     consensus: Consensus,
-    database: Reader,
+    database: Database,
     identity: Identity,
     actors: ActorSystem,
     online: Callable[[int], bool],

@@ -23,10 +23,10 @@ from incus_actors.identity import Identity
 from incus_actors.services.absence import peer_failed
 from incus_actors.services.member_wait import MemberWait
 from incus_actors.services.proposing import TransactionConflictError, propose
+from incus_actors.state.database import Database
 from incus_actors.state.queries import storage as queries
 from incus_actors.state.queries.cluster import member_address
 from incus_actors.state.queries.storage import PoolRow, PoolState
-from incus_actors.state.reader import Reader
 from incus_actors.tasks import spawn
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class PoolKeeper:
         self,
         *,
         consensus: Consensus,
-        database: Reader,
+        database: Database,
         identity: Identity,
         backend: PoolBackend,
         drivers: frozenset[str],
@@ -280,7 +280,8 @@ class PoolKeeper:
         return PoolSpec(row.name, row.driver, visible(row.config_on(self._identity.member_id)))
 
     def _current(self, pool_id: int) -> PoolRow | None:
-        return next((row for row in queries.pools(self._database) if row.id == pool_id), None)
+        with self._database.snapshot() as moment:  # states and reasons of one moment: entries are applied meanwhile
+            return next((row for row in queries.pools(moment) if row.id == pool_id), None)
 
     def _reason(self, row: PoolRow, member_id: int) -> str:
         return row.local.get(member_id, {}).get(transactions.ERROR_KEY, "Storage pool is in an error state")

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -95,6 +95,14 @@ class Kill:
         self.member.start()
 
 
+def kill_at_once(members: Sequence[LabMember]) -> None:
+    """SIGKILL all before waiting for the first."""
+    for member in members:
+        member.signal(signal.SIGKILL)
+    for member in members:
+        member.kill()
+
+
 class PowerLoss:
     """SIGKILL of everybody at once."""
 
@@ -102,10 +110,7 @@ class PowerLoss:
 
     def begin(self, stage: Stage) -> str:
         """See Fault."""
-        for member in stage.members:
-            member.signal(signal.SIGKILL)
-        for member in stage.members:
-            member.kill()
+        kill_at_once(stage.members)
         return "power loss"
 
     def end(self, stage: Stage) -> None:
@@ -136,9 +141,13 @@ class Pause:
 
     lasts_s: ClassVar = (0.2, 5.0)
 
+    def chosen(self, stage: Stage) -> list[LabMember]:
+        """Return who is paused."""
+        return [stage.victim()] if stage.rng.random() < 0.7 else stage.minority()
+
     def begin(self, stage: Stage) -> str:
         """See Fault."""
-        self.paused = [stage.victim()] if stage.rng.random() < 0.7 else stage.minority()
+        self.paused = self.chosen(stage)
         for member in self.paused:
             member.signal(signal.SIGSTOP)
         return f"pause {', '.join(m.name for m in self.paused)}"

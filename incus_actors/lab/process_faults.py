@@ -14,7 +14,8 @@ import time
 from typing import ClassVar
 
 from incus_actors.lab.cluster import wait_for
-from incus_actors.lab.nemesis import Stage
+from incus_actors.lab.nemesis import Pause, Stage, kill_at_once
+from incus_actors.lab.processes import LabMember
 from incus_actors.lab.tracing import last_file, traced
 
 HOLDER = (sys.executable, "-m", "incus_actors.lab.descriptor_holder")
@@ -29,10 +30,7 @@ class KillMany:
     def begin(self, stage: Stage) -> str:
         """See Fault."""
         self.killed = stage.majority()
-        for member in self.killed:
-            member.signal(signal.SIGKILL)
-        for member in self.killed:
-            member.kill()
+        kill_at_once(self.killed)
         return f"kill {', '.join(m.name for m in self.killed)}"
 
     def end(self, stage: Stage) -> None:
@@ -69,23 +67,14 @@ class KillInCall:
         self.member.start()
 
 
-class PauseMany:
+class PauseMany(Pause):
     """SIGSTOP and SIGCONT of a majority, or of everybody: as when a hypervisor is migrated."""
 
     lasts_s: ClassVar = (0.2, 4.0)
 
-    def begin(self, stage: Stage) -> str:
-        """See Fault."""
-        self.paused = stage.majority() if stage.rng.random() < 0.6 else list(stage.members)
-        for member in self.paused:
-            member.signal(signal.SIGSTOP)
-        return f"pause {', '.join(m.name for m in self.paused)}"
-
-    def end(self, stage: Stage) -> None:
-        """See Fault."""
-        for member in self.paused:
-            if member.running:
-                member.signal(signal.SIGCONT)
+    def chosen(self, stage: Stage) -> list[LabMember]:
+        """Return who is paused."""
+        return stage.majority() if stage.rng.random() < 0.6 else list(stage.members)
 
 
 class PauseLeader:
